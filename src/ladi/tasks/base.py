@@ -1,0 +1,80 @@
+"""What a task is: problems by index, and a verifier."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A question, the blocks of its chain of thought, and its answer."""
+
+    question: str
+    steps: tuple[str, ...]
+    """The chain of thought, one entry a block."""
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the verifier needs beside the texts, such as `numbers` and `target`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a text solves a problem, and why not."""
+
+    correct: bool
+    reason: str
+    """"ok", or what is wrong, in a few words."""
+    canonical: str = ""
+    """Normal form of a correct solution: two texts with the same one are the same solution."""
+
+
+class Task(Protocol):
+    """A source of problems and the judge of their answers; a frozen dataclass of settings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def alphabet(self) -> str:
+        """Every character its texts can contain (for a character tokenizer)."""
+        ...
+
+    @property
+    def step_separator(self) -> str:
+        """Joins steps to the text of the chain of thought."""
+        ...
+
+    @property
+    def cot_in_answer(self) -> bool:
+        """Whether the answer already spells the steps."""
+        ...
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Problem `index` of a split: a pure function, so that a resumed run continues by index alone."""
+        ...
+
+    def num_problems(self, split: str) -> int | None:
+        """Size of a split; None if it is endless."""
+        ...
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """The verdict on an answer text; never raises, whatever the text."""
+        ...
+
+
+def stable_hash(*parts: object) -> int:
+    """A 64-bit hash of the parts' text, the same in every process and on every machine."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def stable_uniform(*parts: object) -> float:
+    """A number in [0, 1) from the parts' stable hash."""
+    return stable_hash(*parts) / 2**64
+
+
+def index_random(*parts: object) -> random.Random:
+    """A generator seeded by the parts alone: what makes random access to problems possible."""
+    return random.Random(stable_hash(*parts))
