@@ -1,0 +1,214 @@
+"""The language model under everything: the only file that knows Hugging Face transformers and peft.
+
+A `Backbone` is any Llama- or Qwen3-family causal language model with its tokenizer, seen as four functions:
+embeddings, hidden states under an explicit boolean mask (with an optional cache of keys and values), LM-head logits,
+and text <-> ids. Gradients flow through cached keys and values into the context that made them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import Fuse
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+from transformers.utils import logging as transformers_logging
+
+from ladi.arrays import Bool, Float, Int, Tensor
+
+# `<bot>` and `<eot>` enclose a block of latents, `<soa>` starts the answer.
+SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
+
+transformers_logging.disable_progress_bar()  # a bar for every file of a small model drowns our own
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]  # one (keys, values) a layer, each (B, heads, S, head_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Where the language model comes from: `name_or_path`, or, where that is empty, a new one of the given size."""
+
+    name_or_path: str = ""
+    """Hub name or folder of a Llama- or Qwen3-family causal LM; empty makes a new model with a character tokenizer."""
+    family: Literal["qwen3", "llama"] = "qwen3"
+    width: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    mlp_width: int = 384
+    max_positions: int = 512
+    seed: int = 0
+    """Of the initial weights of a new model."""
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with one token per character of `alphabet`; others become `<unk>`."""
+    words = ["<pad>", "<eos>", "<unk>", *SPECIAL_TOKENS.values(), *sorted(set(alphabet))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=list(SPECIAL_TOKENS.values()),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _new_lm(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "head_dim": config.width // config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    lm_config = Qwen3Config(**sizes) if config.family == "qwen3" else LlamaConfig(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AutoModelForCausalLM.from_config(lm_config, attn_implementation="sdpa")
+
+
+class Backbone(nn.Module):
+    """A causal LM and its tokenizer; `width` is C, `eos`, `pad`, `bot`, `eot` and `soa` are token ids."""
+
+    def __init__(self, lm: nn.Module, tokenizer: PreTrainedTokenizerFast):
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.width: int = lm.config.hidden_size
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.bot, self.eot, self.soa = (
+            tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values()
+        )
+
+    @classmethod
+    def from_config(cls, config: BackboneConfig, alphabet: str = "") -> "Backbone":
+        """A new model over `alphabet`, or the one `config.name_or_path` names.
+
+        Raises:
+            ValueError: if the model is new and `alphabet` is empty.
+        """
+        if config.name_or_path:
+            return cls.from_pretrained(config.name_or_path)
+        if not alphabet:
+            raise ValueError("a new backbone needs the characters of its texts; got an empty alphabet")
+        tokenizer = character_tokenizer(alphabet)
+        return cls(_new_lm(config, tokenizer), tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> "Backbone":
+        """Load a model and tokenizer from a folder or the hub; missing special tokens are added.
+
+        Raises:
+            ValueError: if the model is not of the Llama or Qwen3 family.
+        """
+        lm = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        )
+        if lm.config.model_type not in ("llama", "qwen3"):
+            raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_special_tokens({"additional_special_tokens": missing})
+            if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+                lm.resize_token_embeddings(len(tokenizer))
+        return cls(lm, tokenizer)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model (LoRA merged in, if any) and tokenizer in the Hugging Face layout."""
+        lm = self.lm.merge_and_unload() if hasattr(self.lm, "merge_and_unload") else self.lm
+        lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def add_lora(self, rank: int) -> None:
+        """Freeze the weights and train low-rank updates of every linear layer instead (LoRA, arXiv:2106.09685)."""
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.lm = get_peft_model(self.lm, config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.get_input_embeddings().weight.device
+
+    def embed(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
+        """Input embeddings of token ids."""
+        return self.lm.get_input_embeddings()(ids)
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "B T C"],
+        mask: Bool[Tensor, "B T L"],
+        positions: Int[Tensor, "B T"],
+        past: KeyValues | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], KeyValues]:
+        """Last hidden states (after the final norm) of T tokens, and the keys and values of all L = S + T so far.
+
+        `past` holds the S tokens before; it is not changed.
+        """
+        cache = DynamicCache(ddp_cache_data=past) if past is not None else DynamicCache()
+        decoder = self.lm.get_base_model().model if hasattr(self.lm, "get_base_model") else self.lm.model
+        out = decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state, tuple((layer.keys, layer.values) for layer in cache.layers)
+
+    def logits(self, hidden: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch V"]:
+        """LM-head logits of hidden states."""
+        return self.lm.get_output_embeddings()(hidden)
+
+    def tokenize(
+        self, texts: Sequence[str], *, side: Literal["left", "right"] = "right", add_eos: bool = False
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Token ids padded on one side to the longest text, and which of them are real."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        if add_eos:
+            rows = [[*row, self.eos] for row in rows]
+        length = max(len(row) for row in rows)
+        ids = torch.full((len(rows), length), self.pad)
+        valid = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            span = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+            ids[i, span] = torch.tensor(row, dtype=torch.long)
+            valid[i, span] = True
+        return ids.to(self.device), valid.to(self.device)
+
+    def detokenize(self, ids: Int[Tensor, "B T"]) -> list[str]:
+        """Texts of id rows, each cut at its first `<eos>`; special tokens are left out."""
+        rows = [row[: row.index(self.eos)] if self.eos in row else row for row in ids.tolist()]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def expand_rows(past: KeyValues, repeats: int) -> KeyValues:
+    """Keys and values with every row repeated `repeats` times, neighbours together."""
+    if repeats == 1:
+        return past
+    return tuple((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)) for k, v in past)

@@ -1,0 +1,84 @@
+"""Autoregressive decoding of text after a cached prefix: the text policy, shared by SFT models, VAE and reasoner."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.models.backbone import Backbone, KeyValues
+from ladi.models.mask import append_mask
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A cached prefix of S tokens, ready to be continued; `hidden` is the last token's state, `position` the next free one."""
+
+    past: KeyValues
+    valid: Bool[Tensor, "B S"]
+    position: Int[Tensor, " B"]
+    hidden: Float[Tensor, "B C"]
+
+
+def append(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    embeds: Float[Tensor, "B T C"],
+    valid: Bool[Tensor, "B T"],
+) -> tuple[Prefix, Float[Tensor, "B T C"]]:
+    """The prefix grown by T tokens (padding takes no position), and the hidden states of those tokens."""
+    if prefix is None:
+        cached_valid, position, past = valid[:, :0], valid.new_zeros(len(valid), dtype=torch.long), None
+    else:
+        cached_valid, position, past = prefix.valid, prefix.position, prefix.past
+    offsets = (valid.long().cumsum(1) - 1).clamp(min=0)
+    hidden, past = backbone.hidden(embeds, append_mask(cached_valid, valid), position[:, None] + offsets, past)
+    grown = Prefix(past, torch.cat([cached_valid, valid], 1), position + valid.sum(1), hidden[:, -1])
+    return grown, hidden
+
+
+def sample_tokens(
+    logits: Float[Tensor, "B V"], temperature: float, generator: torch.Generator | None
+) -> Int[Tensor, " B"]:
+    """One token per row: the most likely one at temperature 0, else drawn from softmax(logits / temperature)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(probs, 1, generator=generator).squeeze(1)
+
+
+@torch.no_grad()
+def continue_text(
+    backbone: Backbone,
+    prefix: Prefix,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[list[str], int]:
+    """Text decoded after `prefix` until `<eos>` or `max_new_tokens`, and the number of tokens the model processed.
+
+    `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
+    """
+    batch = len(prefix.valid)
+    ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
+    rows, processed = torch.arange(batch, device=prefix.valid.device), 0
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    for i in range(max_new_tokens):
+        token = sample_tokens(backbone.logits(prefix.hidden), temperature, generator)
+        ids[rows, i] = token
+        alive = alive & (token != backbone.eos)
+        if not bool(alive.any()) or i + 1 == max_new_tokens:
+            break
+        if int(alive.sum()) < 0.75 * len(alive):  # a cut copies the whole cache: only when it pays
+            prefix = select_rows(prefix, alive.nonzero().squeeze(1))
+            rows, token, alive = rows[alive], token[alive], alive[alive]
+        processed += len(token)
+        prefix, _ = append(
+            backbone, prefix, backbone.embed(token[:, None]), torch.ones_like(token, dtype=torch.bool)[:, None]
+        )
+    return backbone.detokenize(ids), processed
+
+
+def select_rows(prefix: Prefix, rows: Int[Tensor, " A"]) -> Prefix:
+    """The prefix of some rows, in the given order; a row may be named more than once."""
+    past = tuple((k[rows], v[rows]) for k, v in prefix.past)
+    return Prefix(past, prefix.valid[rows], prefix.position[rows], prefix.hidden[rows])

@@ -1,0 +1,211 @@
+"""The thought VAE: a block of reasoning text <-> a block of latents (LaDiR, arXiv:2510.04573, section 3.1).
+
+    encoder: language model over `[text][N learned embeddings]`; last hidden states there -> mean and log-variance
+    decoder: language model over `[projected latents][text]`, teacher forced; it sees one block alone
+
+Latents handed to other stages are standardised with the mean and standard deviation of the posterior over the
+training set, which are stored here: `standardise` and `restore` convert.
+"""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.losses import gaussian_kl_to_standard, token_cross_entropy
+from ladi.models.backbone import Backbone
+from ladi.models.decoding import append, continue_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtVAEConfig:
+    """Shape of the latent space and the VAE's loss."""
+
+    num_latents: int = 4
+    """N: latents per block."""
+    latent_width: int = 16
+    """D: numbers per latent."""
+    block: Literal["step", "whole"] = "step"
+    """One block per step (sentence) of the chain of thought, or one for all of it."""
+    decoder: Literal["frozen", "lora", "full"] = "frozen"
+    """What of the decoder trains. The papers freeze it; a tiny LM trained from scratch needs `full`."""
+    lora_rank: int = 16
+    beta: float = 1e-5
+    """Weight of the KL term, summed over latents and channels, beside the cross-entropy summed over tokens."""
+    latent_noise: float = 0.0
+    """k: added noise has k times the running standard deviation of the latents."""
+    token_corruption: float = 0.0
+    """Probability that an input token of the encoder is replaced by a random one."""
+    max_block_tokens: int = 64
+    """Longest text the decoder writes for one block."""
+
+    def __post_init__(self):
+        if self.num_latents < 1 or self.latent_width < 1:
+            raise ValueError(f"need at least 1 latent of width 1, got {self.num_latents} x {self.latent_width}")
+        if not 0 <= self.token_corruption < 1:
+            raise ValueError(f"token_corruption is a probability below 1, got {self.token_corruption}")
+
+
+class Posterior(NamedTuple):
+    """q(z | text) = N(mean, exp(log_var)), independent over latents and channels; fp32."""
+
+    mean: Float[Tensor, "*batch N D"]
+    log_var: Float[Tensor, "*batch N D"]
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch N D"]:
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
+        return self.mean + (0.5 * self.log_var).exp() * noise
+
+
+class ThoughtVAE(nn.Module):
+    """Encoder and decoder of blocks of thought; build one with `from_backbone` or `from_pretrained`."""
+
+    def __init__(self, config: ThoughtVAEConfig, encoder: Backbone, decoder: Backbone):
+        super().__init__()
+        self.config, self.encoder, self.decoder = config, encoder, decoder
+        shape = (config.num_latents, config.latent_width)
+        self.queries = nn.Parameter(torch.empty(config.num_latents, encoder.width))
+        self.to_posterior = nn.Linear(encoder.width, 2 * config.latent_width)
+        self.from_latent = nn.Linear(config.latent_width, decoder.width)
+        self.register_buffer("latent_mean", torch.zeros(shape))
+        self.register_buffer("latent_std", torch.ones(shape))
+        self.register_buffer("running_std", torch.ones(()))
+
+    @classmethod
+    def from_backbone(cls, config: ThoughtVAEConfig, backbone: Backbone, seed: int = 0) -> "ThoughtVAE":
+        """A VAE whose encoder and decoder both start as copies of `backbone`."""
+        decoder = copy.deepcopy(backbone)
+        if config.decoder == "frozen":
+            decoder.requires_grad_(False)
+        elif config.decoder == "lora":
+            decoder.add_lora(config.lora_rank)
+        vae = cls(config, copy.deepcopy(backbone), decoder)
+        vae.init_weights(torch.Generator().manual_seed(seed))
+        return vae
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Queries and the latent projections; the two language models keep theirs."""
+        self.queries.normal_(0, 0.02, generator=generator)
+        for layer in (self.to_posterior, self.from_latent):
+            layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
+            layer.bias.zero_()
+        self.to_posterior.bias[self.config.latent_width :] = -3  # start near-deterministic, or nothing is learned
+
+    def encode(self, ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"]) -> Posterior:
+        """Posterior of M blocks (`mean`, `log_var`: (M, N, D)) from their token ids."""
+        queries = self.queries.expand(len(ids), -1, -1)
+        embeds = torch.cat([self.encoder.embed(ids), queries], dim=1)
+        all_valid = torch.cat([valid, valid.new_ones(queries.shape[:2])], dim=1)
+        _, hidden = append(self.encoder, None, embeds, all_valid)
+        mean, log_var = self.to_posterior(hidden[:, -self.config.num_latents :]).float().chunk(2, dim=-1)
+        return Posterior(mean, log_var.clamp(-12, 4))
+
+    def decode_logits(
+        self, z: Float[Tensor, "M N D"], ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"]
+    ) -> Float[Tensor, "M T V"]:
+        """Teacher-forced logits of each token of the blocks' texts, given raw (not standardised) latents."""
+        latents = self.from_latent(z.to(self.from_latent.weight.dtype))
+        embeds = torch.cat([latents, self.decoder.embed(ids[:, :-1])], dim=1)
+        all_valid = torch.cat([valid.new_ones(latents.shape[:2]), valid[:, :-1]], dim=1)
+        _, hidden = append(self.decoder, None, embeds, all_valid)
+        return self.decoder.logits(hidden[:, self.config.num_latents - 1 :])
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "M N D"]) -> list[str]:
+        """Greedy text of each block, from raw (not standardised) latents."""
+        latents = self.from_latent(z.to(self.from_latent.weight.dtype))
+        valid = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        prefix, _ = append(self.decoder, None, latents, valid)
+        return continue_text(self.decoder, prefix, self.config.max_block_tokens)[0]
+
+    def loss(
+        self, ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative beta-ELBO of M blocks, nats: cross-entropy summed over tokens + beta KL, mean over blocks."""
+        config = self.config
+        posterior = self.encode(corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator), valid)
+        z = posterior.sample(generator)
+        if self.training:
+            self.running_std.lerp_(z.detach().std(), 0.01)
+        if config.latent_noise:
+            eta = torch.randn(z.shape, generator=generator).to(z.device)
+            z = z + config.latent_noise * self.running_std * eta
+        logits = self.decode_logits(z, ids, valid)
+        reconstruction = token_cross_entropy(logits, ids, valid, reduction="sequence_sum_mean")
+        kl = gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean()
+        exact = ((logits.argmax(-1) == ids) | ~valid).all(1).float().mean()
+        metrics = {"loss/reconstruction": reconstruction, "loss/kl": kl, "vae/exact_sampled": exact}
+        return reconstruction + config.beta * kl, metrics
+
+    def standardise(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
+        """Raw latents -> mean 0, std 1 over the training set."""
+        return (z - self.latent_mean) / self.latent_std
+
+    def restore(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
+        """Standardised latents -> raw latents."""
+        return z * self.latent_std + self.latent_mean
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json, encoder/, decoder/ (Hugging Face layout) and the heads and statistics as safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.encoder.save_pretrained(folder / "encoder")
+        self.decoder.save_pretrained(folder / "decoder")
+        heads = {k: v.contiguous() for k, v in self.state_dict().items() if k.split(".")[0] not in ("encoder", "decoder")}
+        save_file(heads, folder / "heads.safetensors")
+        (folder / "config.json").write_text(json.dumps({"model": "ThoughtVAE", **asdict(self.config)}, indent=2))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "ThoughtVAE":
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: if the folder holds no ThoughtVAE.
+        """
+        folder = Path(folder)
+        config = read_config(folder, "ThoughtVAE")
+        vae = cls(
+            ThoughtVAEConfig(**config),
+            Backbone.from_pretrained(folder / "encoder"),
+            Backbone.from_pretrained(folder / "decoder"),
+        )
+        vae.load_state_dict(load_file(folder / "heads.safetensors"), strict=False)
+        return vae.eval()
+
+
+def read_config(folder: Path, model: str) -> dict:
+    """config.json of a saved ladi model, without its `model` key.
+
+    Raises:
+        ValueError: if there is none, or it belongs to another kind of model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a saved {model}: it has no config.json")
+    config = json.loads(path.read_text())
+    found = config.pop("model", config.get("model_type", "unknown"))
+    if found != model:
+        raise ValueError(f"{folder} holds a {found}, not a {model}")
+    return config
+
+
+def corrupt(
+    ids: Int[Tensor, "M T"],
+    valid: Bool[Tensor, "M T"],
+    probability: float,
+    vocab_size: int,
+    generator: torch.Generator,
+) -> Int[Tensor, "M T"]:
+    """Token ids with each valid one replaced, with `probability`, by a uniformly drawn token."""
+    if probability == 0:
+        return ids
+    replace = (torch.rand(ids.shape, generator=generator) < probability).to(ids.device) & valid
+    random_ids = torch.randint(vocab_size, ids.shape, generator=generator).to(ids.device)
+    return torch.where(replace, random_ids, ids)
