@@ -1,0 +1,240 @@
+"""Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ladi.arrays import Tensor
+from ladi.inference.text import ANSWER_MARK, final_answer
+from ladi.metrics.diversity import mean_distinct
+from ladi.metrics.passk import bootstrap_interval, mean_pass_at_k, pass_at_k
+from ladi.models.backbone import Backbone
+from ladi.models.decoding import append, continue_text, select_rows
+from ladi.models.generation import SampleConfig, answer, generate_latents
+from ladi.models.reasoner import LatentReasoner
+from ladi.rundir import provenance
+from ladi.tasks import TaskConfig
+from ladi.tasks.base import Problem, Verdict
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured and how."""
+
+    model_dir: Path
+    """A saved reasoner (LaDiR), or a saved language model of stage `sft` (autoregressive)."""
+    task: TaskConfig
+    split: str = "test"
+    num_questions: int = 500
+    num_samples: int = 100
+    """Texts per question: one from each of as many latent trajectories, or as many AR samples."""
+    ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 100)
+    readout: Literal["text", "vae"] = "text"
+    """Read the LM head's answer, or the VAE decoder's text of the blocks."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    latent_use_samples: int = 0
+    """Above 0, also measure pass@1 with latents zeroed, shuffled and replaced by noise, on that many trajectories."""
+    label: str = ""
+    """Name in tables and plots; empty takes the model's kind."""
+    seed: int = 0
+    rows_at_once: int = 1000
+    """Texts decoded together; bounds memory."""
+
+    def __post_init__(self):
+        if max(self.ks) > self.num_samples:
+            raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Texts and verdicts of P questions, G samples each."""
+
+    texts: list[list[str]]
+    verdicts: list[list[Verdict]]
+    tokens_processed: int
+
+    @property
+    def num_correct(self) -> list[int]:
+        return [sum(v.correct for v in row) for row in self.verdicts]
+
+
+def load_model(folder: Path) -> Backbone | LatentReasoner:
+    """The saved reasoner or language model at `folder`, ready for inference.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
+    if json.loads(path.read_text()).get("model") == "LatentReasoner":
+        return LatentReasoner.from_pretrained(folder)
+    return Backbone.from_pretrained(folder).eval()
+
+
+def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+    """Consecutive pieces of `problems`."""
+    for first in range(0, len(problems), size):
+        yield problems[first : first + size]
+
+
+def chunk_generator(config: EvalConfig, first: int) -> torch.Generator:
+    """Randomness of one chunk, from the seed and the chunk's first question."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + first)
+
+
+@torch.no_grad()
+def sample_ar(
+    backbone: Backbone,
+    questions: Sequence[str],
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[list[list[str]], int]:
+    """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
+    ids, valid = backbone.tokenize(questions, side="left")
+    soa = torch.full_like(ids[:, :1], backbone.soa)
+    embeds = backbone.embed(torch.cat([ids, soa], dim=1))
+    prefix, _ = append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))
+    rows = torch.arange(len(ids), device=ids.device).repeat_interleave(num_samples)
+    texts, decoded = continue_text(backbone, select_rows(prefix, rows), max_new_tokens, temperature, generator)
+    grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
+    return grouped, decoded + embeds.shape[0] * embeds.shape[1]
+
+
+def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, separator: str) -> list[list[str]]:
+    """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
+    batch, num_latents, most_blocks = latents.shape[:3]
+    blocks = reasoner.vae.decode(reasoner.vae.restore(latents).flatten(0, 2))
+    texts = []
+    for i, count in enumerate(num_blocks.flatten().tolist()):
+        texts.append(separator.join(blocks[i * most_blocks : i * most_blocks + count]))
+    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
+
+
+def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]], whole: bool) -> list[list[Verdict]]:
+    """A verdict for every text; `whole` texts hold chain of thought and answer."""
+    read = (lambda text: final_answer(text, task)) if whole else (lambda text: text)
+    return [[task.verify(p, read(text)) for text in row] for p, row in zip(problems, texts, strict=True)]
+
+
+def run_samples(
+    model: Backbone | LatentReasoner,
+    problems: Sequence[Problem],
+    config: EvalConfig,
+    progress: Progress | None = None,
+    max_answer_tokens: int = 128,
+) -> Judged:
+    """Sample and judge `config.num_samples` texts for every problem."""
+    texts, verdicts, processed = [], [], 0
+    for chunk in chunks(problems, max(1, config.rows_at_once // config.num_samples)):
+        generator = chunk_generator(config, len(texts))
+        questions = [p.question for p in chunk]
+        if isinstance(model, Backbone):
+            new, tokens = sample_ar(
+                model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, generator
+            )
+        else:
+            paths, num_blocks, tokens = generate_latents(
+                model, questions, config.num_samples, config.sample, generator
+            )
+            latents = paths[:, :, :, -1]
+            if config.readout == "vae":
+                new = vae_texts(model, latents, num_blocks, config.task.step_separator)
+            else:
+                new, read = answer(model, questions, latents, num_blocks, config.sample.temperature, generator)
+                tokens += read
+        texts += new
+        verdicts += judge(config.task, chunk, new, whole=isinstance(model, Backbone))
+        processed += tokens
+        if progress:
+            progress(len(texts), len(problems))
+    return Judged(texts, verdicts, processed)
+
+
+def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalConfig) -> dict[str, Any]:
+    """pass@1 of the text readout with latents intact, zeroed, shuffled across questions and replaced by noise.
+
+    The last two keep the statistics of latents: shuffled ones are another question's, noise is N(0, 1) like them.
+    """
+    per_question = config.latent_use_samples
+    shares: dict[str, list[float]] = {"intact": [], "zeroed": [], "shuffled": [], "noise": []}
+    size = max(2, config.rows_at_once // per_question)
+    for first in range(0, len(problems), size):
+        chunk = problems[first : first + size]
+        generator = chunk_generator(config, first)
+        questions = [p.question for p in chunk]
+        paths, num_blocks, _ = generate_latents(model, questions, per_question, config.sample, generator)
+        latents = paths[:, :, :, -1]
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        forms = {
+            "intact": (latents, num_blocks),
+            "zeroed": (torch.zeros_like(latents), num_blocks),
+            "shuffled": (latents.roll(1, 0), num_blocks.roll(1, 0)),
+            "noise": (noise, num_blocks),
+        }
+        for name, (altered, counts) in forms.items():
+            texts, _ = answer(model, questions, altered, counts, config.sample.temperature, generator)
+            for row in judge(config.task, chunk, texts, whole=False):
+                shares[name].append(sum(v.correct for v in row) / len(row))
+    return {name: interval(values) for name, values in shares.items()}
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean over questions and its 95 % bootstrap interval."""
+    low, high = bootstrap_interval(values)
+    return {"value": float(sum(values) / len(values)), "low": float(low), "high": float(high)}
+
+
+def evaluate(
+    config: EvalConfig, model: Backbone | LatentReasoner | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The record that `ladi eval --json` writes: pass@k, distinct valid solutions, latent use, cost, provenance.
+
+    Raises:
+        ValueError: if the readout does not fit the model or the task.
+    """
+    model = load_model(config.model_dir) if model is None else model
+    is_ar = isinstance(model, Backbone)
+    if is_ar and (config.readout == "vae" or config.latent_use_samples):
+        raise ValueError("a token-level model has no latents: use readout text and latent_use_samples 0")
+    if config.readout == "vae" and not config.task.cot_in_answer:
+        raise ValueError(f"the VAE reads only chains of thought, and answers of {config.task.name!r} are not in them")
+    problems = [config.task.problem(config.split, i) for i in range(config.num_questions)]
+    start = time.perf_counter()
+    judged = run_samples(model, problems, config, progress)
+    wall_s = time.perf_counter() - start
+    counts = judged.num_correct
+    curve = {str(k): interval([pass_at_k(config.num_samples, c, k) for c in counts]) for k in config.ks}
+    distinct = [len({v.canonical for v in row if v.correct}) for row in judged.verdicts]
+    label = config.label or ("AR" if is_ar else f"LaDiR {config.readout}")
+    return {
+        "label": label,
+        "task": config.task.name,
+        "split": config.split,
+        "num_questions": config.num_questions,
+        "num_samples": config.num_samples,
+        "readout": config.readout,
+        "num_steps": 0 if is_ar else config.sample.num_steps,
+        "guidance": config.sample.guidance,
+        "initial_noise": config.sample.initial_noise,
+        "noise_level": config.sample.noise_level,
+        "temperature": config.sample.temperature,
+        "pass@k": curve,
+        "distinct_valid": interval(distinct),
+        "latent_use": latent_use(model, problems, config) if config.latent_use_samples else None,
+        "tokens_processed": judged.tokens_processed,
+        "wall_s": wall_s,
+        "seed": config.seed,
+        "command": "ladi " + " ".join(sys.argv[1:]),
+        **provenance(),
+    }

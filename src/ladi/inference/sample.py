@@ -1,0 +1,85 @@
+"""Watching a question being thought about: blocks decoded at several times, and trajectories seen in two dimensions."""
+
+from typing import Any
+
+import torch
+
+from ladi.arrays import Float, Tensor
+from ladi.models.generation import Generation, SampleConfig
+from ladi.models.reasoner import LatentReasoner
+from ladi.tasks import TaskConfig
+from ladi.tasks.base import Problem
+
+SHOWN_TIMES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
+
+
+def frames(times: Float[Tensor, " steps"]) -> list[int]:
+    """Indices of the grid times nearest to `SHOWN_TIMES`, without repeats, noise first."""
+    return sorted({int((times - shown).abs().argmin()) for shown in SHOWN_TIMES})
+
+
+def predicted_x0(
+    trajectories: Float[Tensor, "*batch steps N D"], times: Float[Tensor, " steps"]
+) -> Float[Tensor, "*batch steps N D"]:
+    """What each Euler state was heading for: x_t - t v, v being the step's own velocity; the last state itself."""
+    dt = (times[1:] - times[:-1])[:, None, None]
+    v = (trajectories[..., 1:, :, :] - trajectories[..., :-1, :, :]) / dt
+    estimates = trajectories[..., :-1, :, :] - times[:-1, None, None] * v
+    return torch.cat([estimates, trajectories[..., -1:, :, :]], dim=-3)
+
+
+def denoising_texts(reasoner: LatentReasoner, out: Generation, row: int, trajectory: int) -> list[list[str]]:
+    """Texts of the blocks of one trajectory at each of `frames(out.times)`: what the model believes at that time."""
+    count = int(out.num_blocks[row, trajectory])
+    x0 = predicted_x0(out.trajectories[row, trajectory, :count].cpu(), out.times)[:, frames(out.times)]
+    raw = reasoner.vae.restore(x0.to(out.latents.device))
+    texts = reasoner.vae.decode(raw.flatten(0, 1))
+    by_block = [texts[k * raw.shape[1] : (k + 1) * raw.shape[1]] for k in range(count)]
+    return [list(column) for column in zip(*by_block, strict=True)]
+
+
+def principal_plane(points: Float[Tensor, "R F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, "F 2"]]:
+    """Mean of the points and the two directions of their greatest variance."""
+    mean = points.mean(0)
+    _, _, directions = torch.linalg.svd(points - mean, full_matrices=False)
+    return mean, directions[:2].T
+
+
+def denoising_record(
+    reasoner: LatentReasoner,
+    task: TaskConfig,
+    problems: list[Problem],
+    config: SampleConfig,
+    seed: int = 0,
+    pca_trajectories: int = 64,
+) -> dict[str, Any]:
+    """What the report draws of denoising: each problem's blocks as text over time, and the first one's latents in a plane.
+
+    The plane is the principal one of the finished latents, so that what is far apart at the end is seen apart.
+    """
+    generator_seed = {"seed": seed, **{k: v for k, v in vars(config).items()}}
+    out = reasoner.generate([p.question for p in problems], num_latents=1, **generator_seed)
+    shown = frames(out.times)
+    questions = []
+    for i, problem in enumerate(problems):
+        questions.append(
+            {
+                "question": problem.question,
+                "times": out.times[shown].tolist(),
+                "texts": denoising_texts(reasoner, out, i, 0),
+                "answer": out.texts[i][0],
+                "correct": task.verify(problem, out.texts[i][0]).correct,
+            }
+        )
+    many = reasoner.generate([problems[0].question], num_latents=pca_trajectories, **generator_seed)
+    paths = many.trajectories[0].permute(2, 0, 1, 3, 4).flatten(2).cpu()  # (steps, R, K * N * D)
+    mean, plane = principal_plane(paths[-1])
+    return {
+        "questions": questions,
+        "pca": {
+            "question": problems[0].question,
+            "times": many.times.tolist(),
+            "xy": ((paths - mean) @ plane).tolist(),
+            "correct": [task.verify(problems[0], text).correct for text in many.texts[0]],
+        },
+    }

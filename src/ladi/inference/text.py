@@ -1,0 +1,28 @@
+"""How a token-level model's text holds its answer, and which characters a task's models need."""
+
+from ladi.tasks import TaskConfig
+from ladi.tasks.base import Problem
+
+ANSWER_MARK = "\n#### "
+
+
+def alphabet(task: TaskConfig) -> str:
+    """Every character that a model of this task reads or writes."""
+    return "".join(sorted(set(task.alphabet) | set(ANSWER_MARK) | set(task.step_separator)))
+
+
+def blocks_of(problem: Problem, block: str, separator: str) -> list[str]:
+    """Texts of the problem's blocks: its steps, or the whole chain of thought as one."""
+    return list(problem.steps) if block == "step" else [separator.join(problem.steps)]
+
+
+def sft_target(problem: Problem, task: TaskConfig) -> str:
+    """What a token-level model writes: the chain of thought, then the answer unless the answer spells it already."""
+    if task.cot_in_answer:
+        return problem.answer
+    return task.step_separator.join(problem.steps) + ANSWER_MARK + problem.answer
+
+
+def final_answer(text: str, task: TaskConfig) -> str:
+    """The part of a token-level model's text that is judged."""
+    return text if task.cot_in_answer else text.rsplit(ANSWER_MARK, 1)[-1]

@@ -1,0 +1,199 @@
+"""A run's folder: config.json, provenance.json, metrics.jsonl, checkpoints; written whole or not at all.
+
+Everything here is plain files: JSON and safetensors, never pickle. What replaces something is written beside it,
+flushed to disk, and renamed over it.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values from config fields: paths become text, tuples lists, dataclasses dicts."""
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON so that the file is the old one or the new one, never half of one."""
+    path = Path(path)
+    partial = path.with_name(f".tmp-{path.name}")
+    with partial.open("w") as file:
+        json.dump(to_json(value), file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+@contextmanager
+def atomic_dir(final: Path) -> Iterator[Path]:
+    """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises."""
+    partial = final.with_name(f".tmp-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Names of the fields in which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+    return [] if old == new else [f"{name} ({old} before, {new} now)"]
+
+
+def open_run(out_dir: Path, config: Any) -> Path:
+    """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`.
+
+    Raises:
+        ValueError: if the folder belongs to a run with another configuration.
+        OSError: if the folder cannot be written.
+    """
+    out_dir = Path(out_dir)
+    wanted = to_json(asdict(config))
+    wanted.pop("out_dir", None)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(out_dir / "provenance.json", provenance())
+    except OSError as error:
+        raise OSError(f"cannot write the run folder {out_dir}: {error}; choose another out_dir") from error
+    path = out_dir / "config.json"
+    if path.is_file():
+        changed = differences(json.loads(path.read_text()), wanted)
+        if changed:
+            raise ValueError(
+                f"{out_dir} holds a run with other settings: {'; '.join(changed)}. "
+                "Choose another out_dir, or delete the folder to start over"
+            )
+    else:
+        write_json_atomic(path, wanted)
+    return out_dir
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, str]:
+    """What a number must stand beside: command, commit, machine, versions, time."""
+    commit = _output("git", "rev-parse", "--short", "HEAD") if shutil.which("git") else ""
+    if commit and _output("git", "status", "--porcelain", "--untracked-files=no"):
+        commit += "+changes"
+    return {
+        "command": "ladi " + " ".join(sys.argv[1:]),
+        "commit": commit or "unknown",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def check_disk_space(path: Path, needed_bytes: int) -> None:
+    """Raise unless the disk of `path` has room.
+
+    Raises:
+        OSError: with the free and the needed megabytes.
+    """
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{path} has {free / 1e6:.0f} MB free, the run's checkpoints need {needed_bytes / 1e6:.0f} MB; "
+            "free some space, keep fewer checkpoints, or choose another out_dir"
+        )
+
+
+# ---- metrics.jsonl -------------------------------------------------------------------------------------------
+
+
+def append_metrics(run_dir: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Add one line; a value that is not finite becomes null."""
+    values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line torn by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def truncate_metrics(run_dir: Path, step: int) -> None:
+    """Drop lines after `step`: a resumed run writes them again."""
+    kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
+    partial = run_dir / ".tmp-metrics.jsonl"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.rename(run_dir / "metrics.jsonl")
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step-*"))
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    return next(reversed(checkpoints(run_dir)), None)
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for path in checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(path)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """sha256 over the names and contents of a saved model's config.json and safetensors files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix == ".safetensors" or p.name == "config.json"):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

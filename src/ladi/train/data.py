@@ -1,0 +1,157 @@
+"""Problems -> batches of token ids and latents; the cache of precomputed latents.
+
+Example i of step s is problem (s * batch_size + i) mod num_train of the training split: the data position is the
+step, and a resumed run reads what the uninterrupted one would have read.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.inference.text import blocks_of
+from ladi.models.backbone import Backbone
+from ladi.models.vae import ThoughtVAE
+from ladi.rundir import folder_fingerprint
+from ladi.tasks import TaskConfig
+from ladi.tasks.base import Problem
+
+Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which problems a stage trains on."""
+
+    task: TaskConfig
+    num_train: int = 300_000
+    """Size of the training set; an endless task is cut there, so that stages share one set and latents can be cached."""
+
+    def __post_init__(self):
+        available = self.task.num_problems("train")
+        if available is not None and available < self.num_train:
+            raise ValueError(f"num_train is {self.num_train}, but the task has {available} training problems; lower it")
+
+    def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
+        """Examples [start, stop) of the batch of one step."""
+        first = step * batch_size
+        return [self.task.problem("train", (first + i) % self.num_train) for i in range(start, stop)]
+
+    def indices(self, step: int, batch_size: int, start: int, stop: int) -> Int[Tensor, " B"]:
+        """Their positions in the training set."""
+        return (step * batch_size + torch.arange(start, stop)) % self.num_train
+
+
+def precompute_latents(
+    vae: ThoughtVAE, vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 2048
+) -> "LatentCache":
+    """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
+
+    Raises:
+        ValueError: if `path` holds latents of another VAE or of other data.
+    """
+    wanted = latents_fingerprint(vae_dir, data, max_blocks)
+    if path.is_file():
+        return LatentCache.load(path, wanted)
+    config = vae.config
+    shape = (data.num_train, max_blocks, config.num_latents, config.latent_width)
+    mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)
+    num_blocks = torch.zeros(data.num_train, dtype=torch.int16)
+    for first in range(0, data.num_train, chunk):
+        rows = range(first, min(first + chunk, data.num_train))
+        texts = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
+        encoded = encode_blocks(vae, texts, max_blocks)
+        mean[first : rows.stop], log_var[first : rows.stop] = encoded.mean, encoded.log_var
+        num_blocks[first : rows.stop] = encoded.valid.sum(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tensors = {"mean": mean, "log_var": log_var, "num_blocks": num_blocks}
+    save_file(tensors, partial, metadata={"fingerprint": wanted})
+    partial.rename(path)
+    return LatentCache.load(path, wanted)
+
+
+def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str:
+    """Names the VAE's files and the training set that cached latents belong to."""
+    text = json.dumps([folder_fingerprint(vae_dir), asdict(data), max_blocks], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EncodedBlocks:
+    """Posteriors of the blocks of B problems (raw latents, fp32), padded to K blocks; `valid` marks the real ones."""
+
+    mean: Float[Tensor, "B K N D"]
+    log_var: Float[Tensor, "B K N D"]
+    valid: Bool[Tensor, "B K"]
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "B K N D"]:
+        """One draw from the posterior."""
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
+        return self.mean + (0.5 * self.log_var).exp() * noise
+
+
+@torch.no_grad()
+def encode_blocks(vae: ThoughtVAE, texts: Sequence[Sequence[str]], max_blocks: int) -> EncodedBlocks:
+    """Posteriors of the blocks of each problem.
+
+    Raises:
+        ValueError: if a problem has more than `max_blocks` blocks.
+    """
+    longest = max(len(row) for row in texts)
+    if longest > max_blocks:
+        raise ValueError(f"a problem has {longest} blocks, more than max_blocks ({max_blocks}); raise max_blocks")
+    ids, valid = vae.encoder.tokenize([text for row in texts for text in row], add_eos=True)
+    posterior = vae.encode(ids, valid)
+    counts = torch.tensor([len(row) for row in texts], device=ids.device)
+    block_valid = torch.arange(max_blocks, device=ids.device) < counts[:, None]
+    mean = posterior.mean.new_zeros(len(texts), max_blocks, *posterior.mean.shape[1:])
+    log_var = torch.zeros_like(mean)
+    mean[block_valid], log_var[block_valid] = posterior.mean, posterior.log_var
+    return EncodedBlocks(mean, log_var, block_valid)
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Posteriors of the whole training set, in memory."""
+
+    mean: Float[Tensor, "P K N D"]
+    log_var: Float[Tensor, "P K N D"]
+    num_blocks: Int[Tensor, " P"]
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> "LatentCache":
+        """Read the cache.
+
+        Raises:
+            ValueError: if it was made by another VAE or from other data.
+        """
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("fingerprint", "none")
+            if found != fingerprint:
+                raise ValueError(
+                    f"{path} holds latents of another VAE or other data (fingerprint {found[:12]}, "
+                    f"need {fingerprint[:12]}); delete it or name another file"
+                )
+            return cls(*(file.get_tensor(name) for name in ("mean", "log_var", "num_blocks")))
+
+    def rows(self, indices: Int[Tensor, " B"], device: torch.device) -> EncodedBlocks:
+        """Posteriors of some examples, padded to the longest of them."""
+        counts = self.num_blocks[indices]
+        longest = int(counts.max())
+        valid = torch.arange(longest) < counts[:, None]
+        mean, log_var = (x[indices, :longest].float().to(device) for x in (self.mean, self.log_var))
+        return EncodedBlocks(mean, log_var, valid.to(device))
+
+
+def tokenize_pairs(
+    backbone: Backbone, questions: Sequence[str], answers: Sequence[str]
+) -> tuple[Tokens, Tokens]:
+    """Questions padded on the left, answers with `<eos>` padded on the right."""
+    return backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)

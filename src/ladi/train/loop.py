@@ -1,0 +1,348 @@
+"""The one optimizer loop, on Hugging Face Accelerate: accumulate, clip, step, average, log, save, resume.
+
+The only file that knows processes and devices. A step is a pure function of the weights, the optimizer state and the
+step's number: batches come by index and every micro-batch has a generator seeded by (seed, step, index), so that a
+resumed run equals the uninterrupted one and no generator state need be saved.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ladi.arrays import Tensor
+from ladi.rundir import (
+    append_metrics,
+    atomic_dir,
+    check_disk_space,
+    checkpoint_dir,
+    latest_checkpoint,
+    prune_checkpoints,
+    truncate_metrics,
+    write_json_atomic,
+)
+
+BatchAt = Callable[[int, int, int], Any]
+"""batch_at(step, start, stop): examples [start, stop) of the step's batch; a pure function."""
+Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up, cosine decay, clipping and an average of the weights."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    """Of matrices; vectors are not decayed."""
+    warmup_steps: int = 100
+    final_lr_fraction: float = 0.05
+    """The learning rate at the last step, as a share of `lr`."""
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    """Of the average that is sampled from and saved; 0 keeps the last weights instead."""
+
+    def __post_init__(self):
+        if self.lr <= 0 or not 0 <= self.ema_decay < 1:
+            raise ValueError(f"need lr > 0 and 0 <= ema_decay < 1, got {self.lr} and {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Length, batches, precision, logging and checkpoints of a run."""
+
+    steps: int
+    batch_size: int = 256
+    """Examples per optimizer step, over all processes."""
+    micro_batch_size: int = 256
+    """Examples per forward and backward pass of one process."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 20
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
+    """Accelerate's trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
+    seed: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        if self.steps < 1 or self.keep_checkpoints < 1 or self.log_every < 1 or self.checkpoint_every < 1:
+            raise ValueError("steps, keep_checkpoints, log_every and checkpoint_every must be at least 1")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        for name in self.trackers:
+            if name not in ("tensorboard", "wandb", "trackio"):
+                raise ValueError(f"unknown tracker {name!r}; use tensorboard, wandb or trackio")
+            if find_spec(name) is None:
+                raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave it out")
+
+
+def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
+    """A CPU generator that depends on (seed, step, index) alone; index is a micro-batch's first example."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_000_033 + index)
+
+
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """lr at a step (from 0): linear warm-up to `lr`, then a cosine to `final_lr_fraction` of it at the last step."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return optim.lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine)
+
+
+def ema_decay(optim: OptimConfig, step: int) -> float:
+    """Decay of the average at a step: short at first, so that the initial weights are soon forgotten."""
+    return min(optim.ema_decay, (1 + step) / (10 + step))
+
+
+class LossModule(nn.Module):
+    """Puts the loss inside a forward pass, which is where data-parallel wrappers hook in."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(self.model, batch, generator)
+
+
+class State:
+    """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig):
+        self.model = model
+        self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if optim.ema_decay else {}
+        matrices = [p for p in self.trainable.values() if p.ndim >= 2]
+        vectors = [p for p in self.trainable.values() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas)
+        self.step = 0
+
+    def num_bytes(self) -> int:
+        """Size of one checkpoint: weights, average and two moments."""
+        return 4 * sum(p.numel() * p.element_size() for p in self.trainable.values())
+
+    def save(self, run_dir: Path, keep: int) -> Path:
+        """Write the checkpoint of `self.step`, whole or not at all, and drop the oldest."""
+        weights = {n: p.detach().contiguous() for n, p in self.trainable.items()}
+        buffers = {n: b.contiguous() for n, b in self.model.named_buffers()}
+        moments = {
+            f"{key}/{name}": value.contiguous()
+            for name, p in self.trainable.items()
+            for key, value in self.optimizer.state[p].items()
+        }
+        final = checkpoint_dir(run_dir, self.step)
+        with atomic_dir(final) as folder:
+            save_file({n: t.clone() for n, t in {**weights, **buffers}.items()}, folder / "model.safetensors")
+            if self.ema:
+                save_file(self.ema, folder / "ema.safetensors")
+            save_file(moments, folder / "optimizer.safetensors")
+            write_json_atomic(folder / "state.json", {"step": self.step})
+        prune_checkpoints(run_dir, keep)
+        return final
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint."""
+        self.step = json.loads((folder / "state.json").read_text())["step"]
+        saved = load_file(folder / "model.safetensors")
+        for name, tensor in {**self.trainable, **dict(self.model.named_buffers())}.items():
+            tensor.copy_(saved[name])
+        if self.ema:
+            for name, tensor in load_file(folder / "ema.safetensors").items():
+                self.ema[name].copy_(tensor)
+        for key, tensor in load_file(folder / "optimizer.safetensors").items():
+            kind, name = key.split("/", 1)
+            parameter = self.trainable[name]
+            self.optimizer.state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Move the average towards the weights."""
+        if self.ema:
+            torch._foreach_lerp_(list(self.ema.values()), list(self.trainable.values()), 1 - decay)
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """The model with the averaged weights, where they are kept."""
+        for name, average in self.ema.items():
+            self.trainable[name].copy_(average)
+        return self.model
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT append to instead of stopping the process (main thread only)."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    names = (signal.SIGTERM, signal.SIGINT)
+    previous = {name: signal.signal(name, lambda number, _: received.append(number)) for name in names}
+    try:
+        yield received
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+class Meter:
+    """Means of metrics since the last log."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.start = time.perf_counter()
+
+    def add(self, metrics: dict[str, Tensor | float]) -> None:
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means and the seconds per step; starts anew."""
+        result = {name: total / self.count for name, total in self.sums.items()}
+        result["time/step_s"] = (time.perf_counter() - self.start) / self.count
+        self.__init__()
+        return result
+
+
+def check_finite(metrics: dict[str, float], step: int, batch_size: int, run_dir: Path) -> None:
+    """Raise if a loss or the gradient norm is not finite.
+
+    Raises:
+        FloatingPointError: with the step, the terms, the examples and the last good checkpoint.
+    """
+    if all(math.isfinite(value) for name, value in metrics.items() if name.startswith(("loss/", "optim/"))):
+        return
+    terms = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+    first = step * batch_size
+    raise FloatingPointError(
+        f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1}; "
+        f"last good checkpoint: {latest_checkpoint(run_dir) or 'none'}. Lower the learning rate or inspect these examples"
+    )
+
+
+def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, loss: Loss, *, label: str) -> Any:
+    """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
+
+    Resumes from the newest checkpoint in `run_dir`. SIGTERM and SIGINT end the current step, save, and exit.
+
+    Raises:
+        FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
+        OSError: if the disk has no room for the checkpoints.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with=list(config.trackers) or None,
+        project_dir=run_dir,
+    )
+    accelerator.init_trackers(label)
+    model.to(accelerator.device)
+    state = State(model, config.optim)
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is not None:
+        state.load(checkpoint)
+    else:
+        check_disk_space(run_dir, (config.keep_checkpoints + 1) * state.num_bytes())
+    truncate_metrics(run_dir, state.step)
+    module = LossModule(model.train(), loss)
+    if accelerator.num_processes > 1:
+        module = accelerator.prepare(module)
+    meter = Meter()
+    with stop_signals() as stopped, progress_bar(config, state.step, label) as advance:
+        while state.step < config.steps:
+            lr = learning_rate(config.optim, state.step, config.steps)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            metrics = train_step(config, accelerator, module, state, batch_at, run_dir)
+            state.average(ema_decay(config.optim, state.step))
+            state.step += 1
+            meter.add({**metrics, "optim/lr": lr})
+            is_last = state.step == config.steps
+            if accelerator.is_main_process and (state.step % config.log_every == 0 or is_last):
+                means = meter.take()
+                append_metrics(run_dir, state.step, means)
+                accelerator.log(means, step=state.step)
+                advance(state.step, means)
+            if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stopped):
+                state.save(run_dir, config.keep_checkpoints)
+            if stopped and not is_last:
+                print(f"stopped at step {state.step} of {config.steps}; run the same command to go on", file=sys.stderr)
+                sys.exit(128 + stopped[0])
+    accelerator.end_training()
+    return state.finish()
+
+
+def train_step(
+    config: LoopConfig, accelerator: Accelerator, module: nn.Module, state: State, batch_at: BatchAt, run_dir: Path
+) -> dict[str, float]:
+    """One optimizer step over all micro-batches of this process; returns the mean metrics."""
+    share = config.batch_size // accelerator.num_processes
+    first = share * accelerator.process_index
+    starts = range(first, first + share, config.micro_batch_size)
+    sums: dict[str, float] = {}
+    for start in starts:
+        is_last = start + config.micro_batch_size >= first + share
+        sync = nullcontext() if is_last or accelerator.num_processes == 1 else accelerator.no_sync(module)
+        with sync, accelerator.autocast():
+            batch = batch_at(state.step, start, min(start + config.micro_batch_size, first + share))
+            value, metrics = module(batch, step_generator(config.seed, state.step, start))
+        accelerator.backward(value / len(starts))
+        for name, term in {"loss/total": value, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(term).detach()) / len(starts)
+    norm = torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), config.optim.max_grad_norm)
+    sums["optim/grad_norm"] = float(norm)
+    check_finite(sums, state.step, config.batch_size, run_dir)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return sums
+
+
+@contextmanager
+def progress_bar(config: LoopConfig, step: int, label: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A callback (step, metrics): moves a bar with time left on a terminal, prints plain lines elsewhere."""
+    if not sys.stdout.isatty() or os.environ.get("RANK", "0") != "0":
+
+        def print_line(step: int, metrics: dict[str, float]) -> None:
+            left = (config.steps - step) * metrics["time/step_s"] / 60
+            terms = "  ".join(f"{k.split('/')[1]} {v:.4g}" for k, v in metrics.items() if k != "optim/lr")
+            print(f"{label} {step}/{config.steps}  {terms}  {left:.1f} min left", flush=True)
+
+        yield print_line
+        return
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task(label, total=config.steps, completed=step, terms="")
+
+        def move(step: int, metrics: dict[str, float]) -> None:
+            terms = "  ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
+            bar.update(task, completed=step, terms=terms)
+
+        yield move

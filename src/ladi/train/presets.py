@@ -1,0 +1,191 @@
+"""Named experiments: every stage's Config, from one function a preset.
+
+A preset is a `Pipeline`; its stages read one another's `final/` folders below one root.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladi.inference.evaluate import EvalConfig
+from ladi.models.backbone import BackboneConfig
+from ladi.models.generation import SampleConfig
+from ladi.models.vae import ThoughtVAEConfig
+from ladi.tasks import TaskConfig
+from ladi.tasks.arithmetic import Arithmetic
+from ladi.tasks.countdown import Countdown
+from ladi.train import reasoner, rollout, sft, vae
+from ladi.train.data import DataConfig
+from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.reasoner import LossConfig
+from ladi.train.rollout import RolloutConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """All stages of an experiment, in order, and its evaluation."""
+
+    sft: sft.Config
+    vae: vae.Config
+    reasoner: reasoner.Config
+    rollout: rollout.Config
+    eval: EvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What differs between presets."""
+
+    task: TaskConfig
+    backbone: BackboneConfig
+    vae: ThoughtVAEConfig
+    max_blocks: int
+    max_answer_tokens: int
+    num_train: int = 300_000
+    batch_size: int = 256
+    micro_batch_size: int = 256
+    sft_steps: int
+    vae_steps: int
+    reasoner_steps: int
+    rollout_steps: int
+    sft_lr: float = 2e-3
+    vae_lr: float = 2e-3
+    reasoner_lr: float = 2e-3
+    rollout_lr: float = 3e-4
+    loss: LossConfig = LossConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
+
+def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
+    """The stages of one experiment below `root`."""
+    data = DataConfig(task=sizes.task, num_train=sizes.num_train)
+    latents_path = root / "latents.safetensors"
+
+    def loop_config(steps: int, lr: float) -> LoopConfig:
+        optim = OptimConfig(lr=lr, warmup_steps=min(100, max(1, steps // 10)))
+        return LoopConfig(
+            steps=steps,
+            batch_size=sizes.batch_size,
+            micro_batch_size=sizes.micro_batch_size,
+            seed=seed,
+            optim=optim,
+        )
+
+    return Pipeline(
+        sft=sft.Config(
+            out_dir=root / "sft",
+            data=data,
+            backbone=sizes.backbone,
+            loop=loop_config(sizes.sft_steps, sizes.sft_lr),
+        ),
+        vae=vae.Config(
+            out_dir=root / "vae",
+            data=data,
+            backbone_dir=root / "sft" / "final",
+            vae=sizes.vae,
+            loop=loop_config(sizes.vae_steps, sizes.vae_lr),
+        ),
+        reasoner=reasoner.Config(
+            out_dir=root / "reasoner",
+            data=data,
+            vae_dir=root / "vae" / "final",
+            backbone_dir=root / "sft" / "final",
+            latents_path=latents_path,
+            max_blocks=sizes.max_blocks,
+            max_answer_tokens=sizes.max_answer_tokens,
+            loss=sizes.loss,
+            loop=loop_config(sizes.reasoner_steps, sizes.reasoner_lr),
+        ),
+        rollout=rollout.Config(
+            out_dir=root / "rollout",
+            data=data,
+            reasoner_dir=root / "reasoner" / "final",
+            latents_path=latents_path,
+            loss=sizes.loss,
+            rollout=sizes.rollout,
+            loop=loop_config(sizes.rollout_steps, sizes.rollout_lr),
+        ),
+        eval=EvalConfig(
+            model_dir=root / "rollout" / "final", task=sizes.task, sample=SampleConfig(), latent_use_samples=8
+        ),
+    )
+
+
+def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
+    """Countdown-3, inputs to 50, 0.9M parameters: about an hour and a half on two cores."""
+    sizes = Sizes(
+        task=Countdown(size=3, max_input=50),
+        backbone=BackboneConfig(seed=seed),
+        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=16),
+        max_blocks=2,
+        max_answer_tokens=32,
+        sft_steps=1000,
+        vae_steps=1200,
+        reasoner_steps=3000,
+        rollout_steps=400,
+        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+    )
+    return pipeline(sizes, root, seed)
+
+
+def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
+    """Countdown-4, inputs to 50, 0.9M parameters."""
+    sizes = Sizes(
+        task=Countdown(size=4, max_input=50),
+        backbone=BackboneConfig(seed=seed),
+        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=16),
+        max_blocks=3,
+        max_answer_tokens=48,
+        sft_steps=1500,
+        vae_steps=1200,
+        reasoner_steps=6000,
+        rollout_steps=500,
+        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+    )
+    return pipeline(sizes, root, seed)
+
+
+def cd4_small(root: Path = Path("runs/cd4_small"), seed: int = 0) -> Pipeline:
+    """Countdown-4, inputs to 100, 7.6M parameters: hours on two cores, minutes on a GPU."""
+    sizes = Sizes(
+        task=Countdown(size=4),
+        backbone=BackboneConfig(width=320, num_layers=6, num_heads=10, mlp_width=896, seed=seed),
+        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=16),
+        max_blocks=3,
+        max_answer_tokens=48,
+        num_train=500_000,
+        sft_steps=5000,
+        vae_steps=3000,
+        reasoner_steps=20_000,
+        rollout_steps=2000,
+        sft_lr=1e-3,
+        vae_lr=1e-3,
+        reasoner_lr=1e-3,
+        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+    )
+    return pipeline(sizes, root, seed)
+
+
+def arithmetic_tiny(root: Path = Path("runs/arithmetic_tiny"), seed: int = 0) -> Pipeline:
+    """Arithmetic chains, 0.9M parameters: an easier task for tests and ablations."""
+    sizes = Sizes(
+        task=Arithmetic(),
+        backbone=BackboneConfig(seed=seed),
+        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=24),
+        max_blocks=4,
+        max_answer_tokens=8,
+        num_train=100_000,
+        sft_steps=500,
+        vae_steps=500,
+        reasoner_steps=1000,
+        rollout_steps=200,
+    )
+    return pipeline(sizes, root, seed)
+
+
+PRESETS: dict[str, Callable[..., Pipeline]] = {
+    "cd3_tiny": cd3_tiny,
+    "cd4_tiny": cd4_tiny,
+    "cd4_small": cd4_small,
+    "arithmetic_tiny": arithmetic_tiny,
+}

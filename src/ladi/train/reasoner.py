@@ -1,0 +1,166 @@
+"""Stage 1 (teacher forcing): fit the velocity of each block given the VAE's earlier blocks, the stop head and the answer.
+
+    L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR, section 3.3)
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ladi.arrays import Bool, Float, Tensor
+from ladi.flow.path import mix, velocity_target
+from ladi.flow.times import draw_times
+from ladi.losses import masked_mean, token_cross_entropy, velocity_mse
+from ladi.models.backbone import Backbone
+from ladi.models.reasoner import LatentReasoner, ReasonerConfig
+from ladi.models.vae import ThoughtVAE
+from ladi.rundir import open_run
+from ladi.train import loop
+from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, Tokens, precompute_latents, tokenize_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights and noise of the reasoner's loss, shared by stages 1 and 2."""
+
+    flow_weight: float = 5.0
+    answer_weight: float = 1.0
+    stop_weight: float = 1.0
+    noise_draws: int = 4
+    """R: noisy copies of each block that share one context."""
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    target: Literal["mean", "sample"] = "mean"
+    """x0 of the flow: the posterior's mean, or a draw from it. Clean context blocks are always draws."""
+    drop_question: float = 0.1
+    """Probability that a row's question is replaced by the learned null (for classifier-free guidance)."""
+    hide_question: float = 0.0
+    """Probability that a row's answer is written without seeing the question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `reasoner`."""
+
+    out_dir: Path
+    data: DataConfig
+    vae_dir: Path
+    backbone_dir: Path
+    """Saved language model that the reasoner starts from."""
+    latents_path: Path
+    """Where the latents of the training set are cached."""
+    max_blocks: int = 2
+    max_answer_tokens: int = 64
+    loss: LossConfig = field(default_factory=LossConfig)
+    loop: loop.LoopConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions, answers and standardised latents of B problems."""
+
+    question: Tokens
+    answer: Tokens
+    target: Float[Tensor, "B K N D"]
+    context: Float[Tensor, "B K N D"]
+    block_valid: Bool[Tensor, "B K"]
+
+
+def make_batch(
+    vae: ThoughtVAE, encoded: EncodedBlocks, tokens: tuple[Tokens, Tokens], target: str, generator: torch.Generator
+) -> Batch:
+    """Standardised flow targets and clean context blocks from posteriors."""
+    sample = vae.standardise(encoded.sample(generator))
+    x0 = sample if target == "sample" else vae.standardise(encoded.mean)
+    return Batch(*tokens, target=x0, context=sample, block_valid=encoded.valid)
+
+
+def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig, generator: torch.Generator) -> Tensor:
+    """L_FM over R noise draws of every block: mean over latents and channels, then over real blocks and draws."""
+    x0 = batch.target.repeat_interleave(config.noise_draws, dim=1)  # (B, K * R, N, D)
+    t = draw_times(
+        x0.shape[:2], generator, distribution=config.times, mean=config.times_mean, std=config.times_std
+    ).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    v = reasoner.velocity(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)
+    return velocity_mse(v, velocity_target(x0, noise), batch.block_valid.repeat_interleave(config.noise_draws, 1))
+
+
+def stop_loss(logits: Float[Tensor, "B K"], block_valid: Bool[Tensor, "B K"]) -> Tensor:
+    """Binary cross-entropy at each `<eot>`: 1 after a row's last block; mean over real blocks."""
+    last = torch.cat([block_valid[:, 1:], torch.zeros_like(block_valid[:, :1])], 1).logical_not()
+    return masked_mean(binary_cross_entropy_with_logits(logits, last.float(), reduction="none"), block_valid)
+
+
+def draw_rows(probability: float, batch: Batch, generator: torch.Generator) -> Bool[Tensor, " B"]:
+    """Each row with the given probability."""
+    return (torch.rand(len(batch.target), generator=generator) < probability).to(batch.target.device)
+
+
+def total(terms: dict[str, Tensor], config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the terms `loss/flow`, `loss/answer`, `loss/stop`, and the terms for the log."""
+    weights = {"loss/flow": config.flow_weight, "loss/answer": config.answer_weight, "loss/stop": config.stop_weight}
+    return sum((weights[name] * term for name, term in terms.items()), torch.zeros(())), terms
+
+
+def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, config: LossConfig):
+    """L of stage 1 and its three terms."""
+    clean = reasoner.read(
+        batch.question,
+        batch.context,
+        batch.block_valid,
+        batch.answer,
+        dropped=draw_rows(config.drop_question, batch, generator),
+        hidden_from_answer=draw_rows(config.hide_question, batch, generator) if config.hide_question else None,
+    )
+    return total(
+        {
+            "loss/flow": flow_loss(reasoner, clean.blocks, batch, config, generator),
+            "loss/answer": token_cross_entropy(clean.answer_logits, *batch.answer, reduction="token_mean"),
+            "loss/stop": stop_loss(clean.stop_logits, batch.block_valid),
+        },
+        config,
+    )
+
+
+def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, config):
+    """`batch_at` of stages 1 and 2: problems and cached latents of one slice of a step."""
+
+    def batch_at(step: int, start: int, stop: int) -> Batch:
+        size = config.loop.batch_size
+        problems = config.data.problems(step, size, start, stop)
+        encoded = cache.rows(config.data.indices(step, size, start, stop), reasoner.backbone.device)
+        tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
+        return make_batch(vae, encoded, tokens, config.loss.target, loop.step_generator(config.loop.seed, step, 10_000 + start))
+
+    return batch_at
+
+
+def main(config: Config) -> Path:
+    """Train and save `final/`, VAE included; returns its path."""
+    run_dir = open_run(config.out_dir, config)
+    vae = ThoughtVAE.from_pretrained(config.vae_dir)
+    shape = ReasonerConfig(
+        num_latents=vae.config.num_latents,
+        latent_width=vae.config.latent_width,
+        max_blocks=config.max_blocks,
+        max_answer_tokens=config.max_answer_tokens,
+    )
+    reasoner = LatentReasoner.from_backbone(
+        shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed
+    )
+    cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
+    reasoner = loop.run(
+        config.loop,
+        run_dir,
+        reasoner,
+        batches(reasoner, vae, cache, config),
+        lambda model, batch, generator: loss(model, batch, generator, config.loss),
+        label="reasoner",
+    )
+    reasoner.save_pretrained(run_dir / "final")
+    return run_dir / "final"

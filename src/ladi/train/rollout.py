@@ -1,0 +1,139 @@
+"""Stage 2 (rollout): the reasoner thinks its own blocks in training, and the answer loss reaches them through denoising.
+
+Each block is denoised in a few steps from a start time drawn per row. At start time 1 it comes from pure noise, as in
+the paper; below 1 it starts from the oracle block mixed with noise, so that the self-made block still carries the line
+of thought that the answer belongs to, with the errors that denoising makes.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ladi.arrays import Bool, Float, Tensor
+from ladi.flow.path import mix
+from ladi.losses import token_cross_entropy
+from ladi.models.decoding import Prefix, append
+from ladi.models.reasoner import Context, LatentReasoner
+from ladi.rundir import open_run
+from ladi.train import loop
+from ladi.train.data import DataConfig, precompute_latents
+from ladi.train.reasoner import Batch, LossConfig, batches, draw_rows, flow_loss, stop_loss, total
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How blocks are made during training."""
+
+    num_steps: int = 10
+    """Denoising steps of each block."""
+    start_time: tuple[float, float] = (1.0, 1.0)
+    """Range of the uniform start time; (1, 1) is the paper's rollout from pure noise."""
+    denoising_gradient: bool = True
+    """Let the answer loss reach the denoising steps; off, only the reading of self-made blocks is trained."""
+
+    def __post_init__(self):
+        low, high = self.start_time
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"start_time must satisfy 0 < low <= high <= 1, got {self.start_time}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `rollout`."""
+
+    out_dir: Path
+    data: DataConfig
+    reasoner_dir: Path
+    """Saved reasoner of stage 1."""
+    latents_path: Path
+    """Where the latents of the training set are cached."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    loop: loop.LoopConfig
+
+
+def roll_out(
+    reasoner: LatentReasoner, context: Context, x0: Float[Tensor, "B N D"], config: RolloutConfig, generator: torch.Generator
+) -> Float[Tensor, "B N D"]:
+    """A self-made block: Euler steps from mix(x0, noise, start) to t = 0; activations are recomputed in backward."""
+    low, high = config.start_time
+    start = (low + (high - low) * torch.rand(len(x0), generator=generator)).to(x0.device)
+    x = mix(x0, torch.randn(x0.shape, generator=generator).to(x0.device), start)
+    step = lambda x, t: reasoner.velocity(context, x[:, None], t[:, None])[:, 0]  # noqa: E731
+    for i in range(config.num_steps):
+        t = start * (1 - i / config.num_steps)
+        v = checkpoint(step, x, t, use_reentrant=False) if torch.is_grad_enabled() else step(x, t)
+        x = x - v * (start / config.num_steps)[:, None, None]
+    return x
+
+
+def loss(
+    reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, config: LossConfig, rollout: RolloutConfig
+):
+    """L of stage 2: flow loss of the oracle blocks in self-made context, answer and stop losses after self-made blocks."""
+    prefix = reasoner.open(batch.question, draw_rows(config.drop_question, batch, generator))
+    flow, stop_logits = [], []
+    for block in range(batch.block_valid.shape[1]):
+        context, running = reasoner.context(prefix), batch.block_valid[:, block]
+        this = slice(block, block + 1)
+        oracle = Batch(
+            batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None]
+        )
+        flow.append((flow_loss(reasoner, context, oracle, config, generator), running.float().mean()))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and rollout.denoising_gradient):
+            z = roll_out(reasoner, context, batch.target[:, block], rollout, generator)
+        prefix, logit = reasoner.add_block(prefix, z, running)
+        stop_logits.append(logit)
+    if config.hide_question:
+        prefix = hide_question(prefix, batch, draw_rows(config.hide_question, batch, generator))
+    weight = sum(share for _, share in flow)
+    return total(
+        {
+            "loss/flow": sum((term * share for term, share in flow), torch.zeros(())) / weight,
+            "loss/answer": token_cross_entropy(
+                answer_logits(reasoner, prefix, batch), *batch.answer, reduction="token_mean"
+            ),
+            "loss/stop": stop_loss(torch.stack(stop_logits, dim=1), batch.block_valid),
+        },
+        config,
+    )
+
+
+def hide_question(prefix: Prefix, batch: Batch, rows: Bool[Tensor, " B"]) -> Prefix:
+    """The prefix with the question's tokens hidden, in some rows, from all that comes after."""
+    valid = prefix.valid.clone()
+    valid[:, : batch.question[0].shape[1]] &= ~rows[:, None]
+    return Prefix(prefix.past, valid, prefix.position, prefix.hidden)
+
+
+def answer_logits(reasoner: LatentReasoner, prefix: Prefix, batch: Batch) -> Float[Tensor, "B A V"]:
+    """Teacher-forced logits of the answer after a rolled-out prefix."""
+    closed = reasoner.close(prefix)
+    ids, valid = batch.answer
+    _, hidden = append(reasoner.backbone, closed, reasoner.backbone.embed(ids[:, :-1]), valid[:, :-1])
+    return reasoner.backbone.logits(torch.cat([closed.hidden[:, None], hidden], dim=1))
+
+
+def main(config: Config) -> Path:
+    """Train and save `final/`, VAE included; returns its path."""
+    run_dir = open_run(config.out_dir, config)
+    reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
+    cache = precompute_latents(
+        reasoner.vae,
+        config.reasoner_dir / "vae",
+        config.data,
+        config.latents_path,
+        reasoner.config.max_blocks,
+    )
+    reasoner = loop.run(
+        config.loop,
+        run_dir,
+        reasoner,
+        batches(reasoner, reasoner.vae, cache, config),
+        lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
+        label="rollout",
+    )
+    reasoner.save_pretrained(run_dir / "final")
+    return run_dir / "final"

@@ -1,0 +1,66 @@
+"""Supervised fine-tuning of the token-level model: question -> chain of thought and answer, one token after another.
+
+The result is the autoregressive baseline, and the language model that the VAE and the reasoner start from.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ladi.arrays import Float, Tensor
+from ladi.inference.text import alphabet, sft_target
+from ladi.losses import token_cross_entropy
+from ladi.models.backbone import Backbone, BackboneConfig
+from ladi.models.decoding import append
+from ladi.rundir import open_run
+from ladi.train import loop
+from ladi.train.data import DataConfig, Tokens, tokenize_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `sft`."""
+
+    out_dir: Path
+    data: DataConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    lora_rank: int = 0
+    """Above 0, train LoRA of this rank instead of all weights."""
+    loop: loop.LoopConfig
+
+
+def answer_logits(backbone: Backbone, question: Tokens, answer: Tokens) -> Float[Tensor, "B A V"]:
+    """Teacher-forced logits of the answer tokens in `question <soa> answer <eos>`."""
+    (question_ids, question_valid), (answer_ids, answer_valid) = question, answer
+    soa = torch.full_like(question_ids[:, :1], backbone.soa)
+    ids = torch.cat([question_ids, soa, answer_ids[:, :-1]], dim=1)
+    valid = torch.cat([question_valid, answer_valid.new_ones(len(ids), 1), answer_valid[:, :-1]], dim=1)
+    _, hidden = append(backbone, None, backbone.embed(ids), valid)
+    return backbone.logits(hidden[:, question_ids.shape[1] :])
+
+
+def loss(backbone: Backbone, batch: tuple[Tokens, Tokens], generator: torch.Generator):
+    """Cross-entropy of the target text, mean over tokens, and the share of targets predicted exactly."""
+    question, answer = batch
+    logits = answer_logits(backbone, question, answer)
+    exact = ((logits.argmax(-1) == answer[0]) | ~answer[1]).all(1).float().mean()
+    ce = token_cross_entropy(logits, *answer, reduction="token_mean")
+    return ce, {"loss/answer": ce.detach(), "sft/exact_teacher_forced": exact}
+
+
+def main(config: Config) -> Path:
+    """Train and save `final/`; returns its path."""
+    run_dir = open_run(config.out_dir, config)
+    backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
+    if config.lora_rank:
+        backbone.add_lora(config.lora_rank)
+    task, batch_size = config.data.task, config.loop.batch_size
+
+    def batch_at(step: int, start: int, stop: int):
+        problems = config.data.problems(step, batch_size, start, stop)
+        return tokenize_pairs(backbone, [p.question for p in problems], [sft_target(p, task) for p in problems])
+
+    backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft")
+    backbone.save_pretrained(run_dir / "final")
+    return run_dir / "final"

@@ -1,0 +1,96 @@
+"""Stage A: train the thought VAE on single blocks, then store the statistics of its latents."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ladi.arrays import Tensor
+from ladi.inference.text import blocks_of
+from ladi.models.backbone import Backbone
+from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig
+from ladi.rundir import open_run, write_json_atomic
+from ladi.tasks import TaskConfig
+from ladi.train import loop
+from ladi.train.data import DataConfig, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `vae`."""
+
+    out_dir: Path
+    data: DataConfig
+    backbone_dir: Path
+    """Saved language model that encoder and decoder start from."""
+    vae: ThoughtVAEConfig = field(default_factory=ThoughtVAEConfig)
+    statistics_problems: int = 4096
+    """Training problems over which the latents' mean and standard deviation are taken."""
+    gate_problems: int = 1000
+    """Validation problems of the reconstruction report."""
+    loop: loop.LoopConfig
+
+
+def loss(vae: ThoughtVAE, batch: Tokens, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The VAE's loss on the blocks of a batch."""
+    return vae.loss(*batch, generator)
+
+
+@torch.no_grad()
+def store_statistics(vae: ThoughtVAE, texts: list[str], generator: torch.Generator, chunk: int = 2048) -> None:
+    """Set `latent_mean` and `latent_std` to those of posterior samples, per latent and channel."""
+    samples = []
+    for first in range(0, len(texts), chunk):
+        posterior = vae.encode(*vae.encoder.tokenize(texts[first : first + chunk], add_eos=True))
+        samples.append(posterior.sample(generator))
+    z = torch.cat(samples)
+    vae.latent_mean.copy_(z.mean(0))
+    vae.latent_std.copy_(z.std(0))
+
+
+@torch.no_grad()
+def reconstruction(
+    vae: ThoughtVAE, texts: list[str], generator: torch.Generator, noise_levels: tuple[float, ...]
+) -> dict[str, float]:
+    """Share of blocks decoded exactly: from the posterior mean, from a sample, and against added latent noise.
+
+    Noise is in units of each channel's standard deviation, added to the mean.
+    """
+    posterior = vae.encode(*vae.encoder.tokenize(texts, add_eos=True))
+
+    def exact(z: Tensor) -> float:
+        return sum(a == b for a, b in zip(vae.decode(z), texts, strict=True)) / len(texts)
+
+    result = {"vae/exact_mean": exact(posterior.mean), "vae/exact_sample": exact(posterior.sample(generator))}
+    for level in noise_levels:
+        eta = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean.device)
+        result[f"vae/exact_noise_{level}"] = exact(posterior.mean + level * vae.latent_std * eta)
+    kl = 0.5 * (posterior.mean.square() + posterior.log_var.exp() - 1 - posterior.log_var)
+    return result | {"vae/kl": kl.sum((1, 2)).mean().item()}
+
+
+def block_texts(task: TaskConfig, split: str, count: int, block: str) -> list[str]:
+    """Texts of all blocks of the first `count` problems of a split."""
+    problems = (task.problem(split, i) for i in range(count))
+    return [text for problem in problems for text in blocks_of(problem, block, task.step_separator)]
+
+
+def main(config: Config) -> Path:
+    """Train, store latent statistics, report reconstruction; save `final/` and return its path."""
+    run_dir = open_run(config.out_dir, config)
+    task, block = config.data.task, config.vae.block
+    vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
+
+    def batch_at(step: int, start: int, stop: int) -> Tokens:
+        problems = config.data.problems(step, config.loop.batch_size, start, stop)
+        texts = [text for problem in problems for text in blocks_of(problem, block, task.step_separator)]
+        return vae.encoder.tokenize(texts, add_eos=True)
+
+    vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
+    generator = loop.step_generator(config.loop.seed, config.loop.steps)
+    store_statistics(vae, block_texts(task, "train", config.statistics_problems, block), generator)
+    held_out = block_texts(task, "validation", config.gate_problems, block)
+    report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
+    write_json_atomic(run_dir / "reconstruction.json", report)
+    vae.save_pretrained(run_dir / "final")
+    return run_dir / "final"
