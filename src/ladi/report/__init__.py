@@ -1,0 +1,10 @@
+"""Run folders -> one HTML file, and Markdown tables of results (imports no torch).
+
+data.py reads and checks what a run left behind, plots.py draws it, page.py writes the HTML file,
+tables.py the Markdown.
+"""
+
+from ladi.report.page import build_report
+from ladi.report.tables import results_table, update_markdown
+
+__all__ = ["build_report", "results_table", "update_markdown"]

@@ -1,0 +1,36 @@
+"""Which evaluations belong in one plot."""
+
+from collections.abc import Sequence
+
+from ladi.report.data import SETTINGS, Evaluation
+
+
+def by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    groups: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(f"{evaluation.task}, {evaluation.split}", []).append(evaluation)
+    return groups
+
+
+def main_evaluations(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Of the evaluations of a task that share a label (a sweep), the one with the most samples."""
+    best: dict[tuple[str, str, str], Evaluation] = {}
+    for e in evaluations:
+        key = (e.label, e.task, e.split)
+        if key not in best or e.num_samples > best[key].num_samples:
+            best[key] = e
+    return list(best.values())
+
+
+def sweeps(evaluations: Sequence[Evaluation], setting: str) -> list[list[Evaluation]]:
+    """Groups that share label, task, split and every setting but one, in the order of that one."""
+    groups: dict[tuple[object, ...], dict[float, Evaluation]] = {}
+    for e in evaluations:
+        value = getattr(e, setting)
+        if value is None:
+            continue
+        key = (e.label, e.task, e.split, *(getattr(e, name) for name in SETTINGS if name != setting))
+        points = groups.setdefault(key, {})
+        if value not in points or e.num_samples > points[value].num_samples:
+            points[value] = e
+    return [[points[x] for x in sorted(points)] for points in groups.values() if len(points) > 1]

@@ -1,0 +1,46 @@
+"""One self-contained HTML file from run folders: no scripts, no external resources."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from ladi.report import sections
+from ladi.report.data import read_runs
+
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi report") -> Path:
+    """Write one HTML file about the runs and return its path; sections without data are left out.
+
+    Raises:
+        ValueError: for a missing folder, or a malformed file, with the file and the key.
+    """
+    runs = read_runs(run_dirs)
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations]
+    labels = list(dict.fromkeys(evaluation.label for evaluation in evaluations))
+    index_of = {label: index for index, label in enumerate(labels)}
+    found = [
+        sections.summary_section(evaluations, index_of),
+        sections.pass_section(evaluations, index_of),
+        sections.distinct_section(evaluations, index_of),
+        sections.sweep_section(evaluations, index_of),
+        sections.latent_section(evaluations, index_of),
+        sections.loss_section(runs),
+        sections.pca_section(runs),
+        sections.denoising_section(runs),
+        sections.provenance_section(runs, evaluations),
+    ]
+    present = [section for section in found if section is not None]
+    contents = "".join(f"<a href='#{s.anchor}'>{html.escape(s.title)}</a>" for s in present)
+    names = ", ".join(f"<code>{html.escape(run.name)}</code>" for run in runs)
+    page = (
+        f"<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        f"<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f"<header><h1>{html.escape(title)}</h1><p>Runs: {names}</p><nav>{contents}</nav></header>\n"
+        f"<main>\n{''.join(section.html() for section in present)}</main>\n</body>\n</html>\n"
+    )
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    out_path.write_text(page, encoding="utf-8")
+    return out_path

@@ -1,0 +1,99 @@
+"""Markdown tables of results, and how numbers are written."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ladi.report.data import Estimate, Evaluation, read_evaluation, read_run
+
+PASS_KS = (1, 10, 100)
+"""The columns of the Markdown table."""
+
+
+def percent(estimate: Estimate | None) -> str:
+    """A fraction as `55.0 [53.0, 57.0]`, in percent; `-` for none."""
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def count(estimate: Estimate | None) -> str:
+    """A mean count as `3.42 [3.31, 3.52]`; `-` for none."""
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def duration(seconds: float | None) -> str:
+    """`12.3 s`, `4 min 05 s` or `1 h 02 min`; `-` for none."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plain(value: object) -> str:
+    """A setting as text; `-` for none."""
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cell(text: str) -> str:
+    """Text that cannot break out of a GitHub table cell."""
+    text = " ".join(text.split())
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def code(text: str | None) -> str:
+    """Text as inline code in a table cell; `-` for none."""
+    return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`" if text else "-"
+
+
+def results_table(paths: Sequence[Path]) -> str:
+    """A GitHub table, one row per evaluation; `paths` are run folders or eval/*.json files.
+
+    pass@k is in percent, `distinct` a mean count, each as `value [low, high]`.
+    """
+    evaluations = [
+        evaluation
+        for path in paths
+        for evaluation in (
+            [read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations
+        )
+    ]
+    titles = ["evaluation", "task", "questions x samples", *(f"pass@{k} (%)" for k in PASS_KS)]
+    titles += ["distinct", "command", "seed", "commit"]
+    rows = [titles, ["---"] * len(titles), *map(result_row, evaluations)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def result_row(evaluation: Evaluation) -> list[str]:
+    return [
+        cell(evaluation.label),
+        cell(f"{evaluation.task} {evaluation.split}"),
+        f"{evaluation.num_questions} x {evaluation.num_samples}",
+        *(percent(evaluation.pass_at.get(k)) for k in PASS_KS),
+        count(evaluation.distinct_valid),
+        code(evaluation.command),
+        plain(evaluation.seed),
+        code(evaluation.commit),
+    ]
+
+
+def update_markdown(path: Path, marker: str, table: str) -> None:
+    """Replace what stands between `<!-- results:MARKER -->` and `<!-- /results:MARKER -->` in a file.
+
+    Raises:
+        ValueError: if the pair of markers is not there exactly once.
+    """
+    start, end = f"<!-- results:{marker} -->", f"<!-- /results:{marker} -->"
+    text = path.read_text(encoding="utf-8")
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"{path}: need exactly one '{start}' and after it one '{end}'")
+    pattern = re.escape(start) + ".*" + re.escape(end)
+    # A function, because a backslash in a replacement string would be read as a group reference.
+    text = re.sub(pattern, lambda _: f"{start}\n\n{table}\n\n{end}", text, flags=re.DOTALL)
+    path.write_text(text, encoding="utf-8")

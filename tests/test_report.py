@@ -1,0 +1,344 @@
+import json
+import math
+import random
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from ladi.report import build_report, results_table, update_markdown
+from ladi.report.data import read_evaluation, read_metrics, read_run
+from ladi.report.groups import main_evaluations, sweeps
+
+
+def estimate(value, width=0.02):
+    return {"value": value, "low": value - width, "high": value + width}
+
+
+def evaluation(label="LaDiR text", solved=0.55, **changes):
+    entry = {
+        "label": label,
+        "task": "countdown4",
+        "split": "test",
+        "num_questions": 500,
+        "num_samples": 100,
+        "readout": "text",
+        "num_steps": 30,
+        "guidance": 0.0,
+        "initial_noise": 1.0,
+        "noise_level": 0.0,
+        "temperature": 0.0,
+        "pass@k": {str(k): estimate(1 - (1 - solved) ** (k**0.5)) for k in (1, 2, 5, 10, 20, 50, 100)},
+        "distinct_valid": estimate(4 * solved + 1, 0.1),
+        "latent_use": None,
+        "tokens_processed": 123456,
+        "wall_s": 200.4,
+        "seed": 0,
+        "command": "ladi eval --run runs/a | tee log",
+        "commit": "0123abc",
+        "machine": "one laptop",
+    }
+    return entry | changes
+
+
+def latent_use(intact):
+    values = {"intact": intact, "zeroed": 0.04, "shuffled": 0.03, "noise": 0.02}
+    return {name: estimate(value, 0.01) for name, value in values.items()}
+
+
+def denoising(num_times=31, num_trajectories=24):
+    rng = random.Random(0)
+    times = [1 - i / (num_times - 1) for i in range(num_times)]
+    goal = ["3 * 8 = 24; left 5 7", "24 + 7 = 31; left 5", "31 - 5 = 26"]
+    texts = [
+        ["".join(c if rng.random() > t else rng.choice("0123456789+-*/=; ") for c in block) for block in goal]
+        for t in times
+    ]
+    angles = [rng.choice([0.3, 2.2, 4.0]) + rng.gauss(0, 0.12) for _ in range(num_trajectories)]
+    starts = [(rng.gauss(0, 1), rng.gauss(0, 1)) for _ in angles]
+    xy = [
+        [
+            [t * x + (1 - t) * 4 * math.cos(a), t * y + (1 - t) * 3 * math.sin(a)]
+            for a, (x, y) in zip(angles, starts, strict=True)
+        ]
+        for t in times
+    ]
+    question = "numbers 3 5 7 8, target 26"
+    traced = {"question": question, "times": times, "texts": texts, "answer": "3*8+7-5", "correct": True}
+    correct = [a < 3 for a in angles]
+    return {
+        "questions": [traced, {**traced, "correct": False, "answer": "3*8"}],
+        "pca": {"question": question, "times": times, "xy": xy, "correct": correct},
+    }
+
+
+def write_run(run_dir, evaluations=(), trace=None, steps=0):
+    (run_dir / "eval").mkdir(parents=True)
+    for i, entry in enumerate(evaluations):
+        (run_dir / "eval" / f"{i:02d}.json").write_text(json.dumps(entry))
+    if trace is not None:
+        (run_dir / "eval" / "denoising.json").write_text(json.dumps(trace))
+    if steps:
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in training(steps)))
+    provenance = {"command": "ladi train reasoner", "commit": "0123abc"}
+    (run_dir / "config.json").write_text(json.dumps({"steps": steps, "optim": {"lr": 3e-4}}))
+    (run_dir / "provenance.json").write_text(json.dumps(provenance))
+    return run_dir
+
+
+def training(steps):
+    rng = random.Random(1)
+    for step in range(steps):
+        level = 2 * math.exp(-step / 200) + 0.05
+        losses = {
+            key: level * math.exp(rng.gauss(0, 0.2)) for key in ("loss/total", "loss/flow", "loss/text")
+        }
+        yield {"step": step, **losses, "loss/policy": rng.gauss(0, 1), "time/step_s": 0.1}
+
+
+def full_run(run_dir):
+    def swept(solved, **changes):
+        return evaluation("LaDiR text", solved, num_samples=16, **changes)
+
+    bare = {"num_steps": None, "guidance": None, "initial_noise": None, "noise_level": None}
+    evaluations = [
+        evaluation("LaDiR text", 0.55, latent_use=latent_use(0.55)),
+        evaluation("LaDiR text after RL", 0.61, latent_use=latent_use(0.61), distinct_valid=estimate(3.1)),
+        evaluation("LaDiR latent readout <script>alert(1)</script>", 0.48, readout="latent"),
+        evaluation("Autoregressive, T=1", 0.54, **bare, temperature=1.0, distinct_valid=estimate(2.2)),
+    ]
+    evaluations += [swept(s, num_steps=n) for n, s in [(1, 0.1), (5, 0.4), (10, 0.5), (60, 0.55)]]
+    evaluations += [swept(s, guidance=g) for g, s in [(0.5, 0.53), (1.0, 0.49)]]
+    evaluations += [swept(s, initial_noise=x) for x, s in [(0.8, 0.57), (1.2, 0.5)]]
+    return write_run(run_dir, evaluations, denoising(), steps=1500)
+
+
+class Checker(HTMLParser):
+    """Collects tags, ids and visible text, and checks that tags are closed in order."""
+
+    VOID = frozenset({"meta", "br", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.ids, self.text, self.open, self.links = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def check(page):
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    return checker
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    run_dir = full_run(folder / "runs" / "reasoner")
+    return build_report([run_dir], folder / "out" / "report.html", title="Countdown & co").read_text()
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Summary",
+        "pass@k",
+        "Distinct valid solutions",
+        "Sampler settings",
+        "Are the latents used?",
+        "Training losses",
+        "Latents of one question",
+        "Puzzles being denoised",
+        "Provenance",
+    ],
+)
+def test_every_section_is_there_when_its_data_is(page, title):
+    assert f"<h2>{title}</h2>" in page
+
+
+def test_page_is_well_formed_and_ids_are_unique(page):
+    checker = check(page)
+    assert len(checker.ids) == len(set(checker.ids))
+    assert all(link.startswith("#") and link[1:] in checker.ids for link in checker.links)
+
+
+def test_page_needs_nothing_from_outside_and_no_script(page):
+    assert "script" not in check(page).tags
+    assert "@import" not in page
+    assert "url(http" not in page
+
+
+def test_text_from_files_is_escaped_everywhere(page):
+    assert "<script" not in page
+    assert "LaDiR latent readout &lt;script&gt;" in page
+    assert "<title>Countdown &amp; co</title>" in page
+
+
+def test_plots_are_valid_xml_in_the_colours_of_the_page(page):
+    svgs = re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL)
+    assert len(svgs) == 11  # pass@k, distinct, three sweeps, latents, four losses, PCA
+    for svg in svgs:
+        ET.fromstring(svg.replace("xlink:", ""))
+        assert "#0f00" not in svg
+    assert "LaDiR text after RL" in "".join(check(svgs[1]).text)
+
+
+def test_the_same_runs_give_the_same_page(page, tmp_path):
+    run_dir = full_run(tmp_path / "reasoner")
+    again = build_report([run_dir], tmp_path / "report.html", title="Countdown & co").read_text()
+    assert again == page
+
+
+def test_summary_shows_percent_with_interval(page):
+    assert "55.0<small class='range'>53.0&ndash;57.0</small>" in page
+    assert "3&nbsp;min&nbsp;20&nbsp;s" in page
+
+
+def test_only_changed_characters_are_marked(tmp_path):
+    question = {
+        "question": "q",
+        "times": [1.0, 0.0],
+        "texts": [["1+2"], ["1+<"]],
+        "answer": "",
+        "correct": True,
+    }
+    run_dir = write_run(tmp_path / "run", trace={"questions": [question]})
+    page = build_report([run_dir], tmp_path / "report.html").read_text()
+    assert "1+<mark>&lt;</mark>" in page
+    assert page.count("<mark>") == 2  # the other one explains the mark
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    (tmp_path / "empty").mkdir()
+    page = build_report([tmp_path / "empty"], tmp_path / "report.html").read_text()
+    check(page)
+    assert "<h2>" not in page
+
+
+def test_an_evaluation_with_only_the_required_keys_is_shown(tmp_path):
+    entry = evaluation(**{"pass@k": {"1": estimate(0.0, 0.0)}})
+    required = ("label", "task", "split", "num_questions", "num_samples", "pass@k")
+    run_dir = write_run(tmp_path / "run", [{key: entry[key] for key in required}])
+    page = build_report([run_dir], tmp_path / "report.html").read_text()
+    check(page)
+    assert "<h2>Summary</h2>" in page
+    assert "<h2>pass@k</h2>" not in page
+
+
+def test_runs_with_the_same_name_are_told_apart(tmp_path):
+    run_dirs = [write_run(tmp_path / parent / "run", steps=3) for parent in ("a", "b")]
+    page = build_report(run_dirs, tmp_path / "report.html").read_text()
+    assert "a/run" in page
+    assert "b/run" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"label": 3}, "label"),
+        ({"pass@k": {}}, "pass@k"),
+        ({"pass@k": {"one": estimate(0.5)}}, "pass@k.one"),
+        ({"pass@k": {"1": {"value": 0.5, "low": 0.4}}}, "pass@k.1.high"),
+        ({"pass@k": {"1": 0.5}}, "pass@k.1"),
+        ({"num_questions": True}, "num_questions"),
+        ({"distinct_valid": {"value": math.nan, "low": 0, "high": 1}}, "distinct_valid.value"),
+        ({"latent_use": {"intact": None}}, "latent_use.intact"),
+    ],
+)
+def test_a_malformed_evaluation_names_its_file_and_key(tmp_path, changes, key):
+    run_dir = write_run(tmp_path / "run", [evaluation(**changes)])
+    with pytest.raises(ValueError, match=rf"00\.json: key '{key}'"):
+        build_report([run_dir], tmp_path / "report.html")
+
+
+def test_a_missing_key_is_named(tmp_path):
+    entry = evaluation()
+    del entry["split"]
+    with pytest.raises(ValueError, match="key 'split' is missing"):
+        read_run(write_run(tmp_path / "run", [entry]), "run")
+
+
+def test_broken_json_and_missing_folders_are_named(tmp_path):
+    run_dir = write_run(tmp_path / "run")
+    (run_dir / "eval" / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json: not valid JSON"):
+        read_run(run_dir, "run")
+    with pytest.raises(ValueError, match="no such run folder"):
+        read_run(tmp_path / "nowhere", "nowhere")
+
+
+def test_a_trace_of_the_wrong_length_names_its_place(tmp_path):
+    trace = denoising()
+    trace["questions"][1]["texts"] = trace["questions"][1]["texts"][:-1]
+    with pytest.raises(ValueError, match=r"denoising\.json: key 'questions\[1\]\.texts'"):
+        read_run(write_run(tmp_path / "run", trace=trace), "run")
+
+
+def test_metrics_keep_the_last_value_of_a_step_and_ignore_an_unfinished_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1, "loss/a": 5.0}', '{"step": 0, "loss/a": 2}', '{"step": 1, "loss/a": 3.0}', '{"ste']
+    path.write_text("\n".join(lines))
+    assert read_metrics(path) == {"loss/a": [(0, 2.0), (1, 3.0)]}
+
+
+def test_a_sweep_differs_in_one_setting_only(tmp_path):
+    evaluations = read_run(full_run(tmp_path / "run"), "run").evaluations
+    (steps,) = sweeps(evaluations, "num_steps")
+    assert [e.num_steps for e in steps] == [1, 5, 10, 30, 60]
+    (guidance,) = sweeps(evaluations, "guidance")
+    assert [e.guidance for e in guidance] == [0.0, 0.5, 1.0]
+    assert len(main_evaluations(evaluations)) == 4
+    assert all(e.num_samples == 100 for e in main_evaluations(evaluations))
+
+
+def test_results_table_holds_percent_intervals_command_seed_and_commit(tmp_path):
+    run_dir = write_run(tmp_path / "run", [evaluation("a|b <i>")])
+    header, rule, row = results_table([run_dir]).splitlines()
+    cells = [cell.strip() for cell in row.replace("\\|", "PIPE").strip("|").split("|")]
+    assert len(cells) == header.count("|") - 1 == rule.count("|") - 1
+    solved = read_evaluation(run_dir / "eval" / "00.json").pass_at[10].value
+    assert cells[:4] == ["aPIPEb &lt;i>", "countdown4 test", "500 x 100", "55.0 [53.0, 57.0]"]
+    assert cells[4].startswith(f"{100 * solved:.1f} [")
+    assert cells[6:] == ["3.20 [3.10, 3.30]", "`ladi eval --run runs/a PIPE tee log`", "0", "`0123abc`"]
+
+
+def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
+    entry = evaluation(**{"pass@k": {"1": estimate(0.5)}, "distinct_valid": None})
+    run_dir = write_run(tmp_path / "run", [entry])
+    row = results_table([run_dir / "eval" / "00.json"]).splitlines()[-1]
+    assert "| 50.0 [48.0, 52.0] | - | - | - |" in row
+
+
+def test_update_markdown_replaces_only_between_its_markers(tmp_path):
+    path = tmp_path / "results.md"
+    before = "# Results\n<!-- results:a -->\n"
+    after = "\n<!-- /results:a -->\n<!-- results:b --> other <!-- /results:b -->\n"
+    path.write_text(f"{before}old{after}")
+    update_markdown(path, "a", r"| \1 |")
+    update_markdown(path, "a", r"| \1 |")
+    assert path.read_text() == f"{before}\n| \\1 |\n{after}"
+
+
+def test_update_markdown_refuses_a_file_without_the_markers(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("<!-- results:a -->\n")
+    with pytest.raises(ValueError, match="results:a"):
+        update_markdown(path, "a", "x")
