@@ -1,0 +1,118 @@
+"""Throughput of the shared-context primitive against separate forwards, and the share of the machine's matmul rate."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from ladi.models.backbone import Backbone
+from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
+from ladi.rundir import provenance, write_json_atomic
+from ladi.train.presets import PRESETS
+from ladi.train.reasoner import Batch, loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is timed."""
+
+    preset: str = "cd3_tiny"
+    copies: int = 16
+    """R: noisy copies that share one context."""
+    batch_size: int = 64
+    repeats: int = 7
+    """Timed runs of each; the median is reported."""
+    json: str = ""
+    """File for the numbers; empty prints the table only."""
+
+
+def median_s(run: Callable[[], object], repeats: int) -> float:
+    """Median wall time of `run`, seconds, after one warm-up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_rate(repeats: int, size: int = 1536) -> float:
+    """Measured fp32 matrix-product rate of the machine, FLOP/s."""
+    a = torch.randn(size, size)
+    return 2 * size**3 / median_s(lambda: a @ a, repeats)
+
+
+def main(config: Config, console: Console) -> dict[str, float]:
+    """Time training and sampling of an untrained reasoner of the preset's size; print and return the numbers.
+
+    Raises:
+        ValueError: if the preset is unknown.
+    """
+    if config.preset not in PRESETS:
+        raise ValueError(f"unknown preset {config.preset!r}; use one of {', '.join(PRESETS)}")
+    pipeline = PRESETS[config.preset](Path("unused"))
+    vae, task = pipeline.vae.vae, pipeline.sft.data.task
+    from_task = "".join(sorted({*task.alphabet, *task.step_separator}))
+    shape = ReasonerConfig(
+        num_latents=vae.num_latents, latent_width=vae.latent_width, max_blocks=pipeline.reasoner.max_blocks
+    )
+    reasoner = LatentReasoner.from_backbone(shape, Backbone.from_config(pipeline.sft.backbone, from_task), None)
+    batch = random_batch(reasoner, pipeline, config.batch_size)
+    generator = torch.Generator().manual_seed(0)
+
+    def velocities(packed: bool, backward: bool) -> None:
+        with torch.set_grad_enabled(backward):
+            x = torch.randn(config.batch_size, config.copies, shape.num_latents, shape.latent_width)
+            t = torch.rand(config.batch_size, config.copies)
+            copies = [slice(None)] if packed else [slice(r, r + 1) for r in range(config.copies)]
+            for part in copies:
+                prefix = reasoner.open(batch.question)
+                context = Context(prefix.past, prefix.valid[:, None], prefix.position[:, None])
+                v = reasoner.velocity(context, x[:, part], t[:, part])
+                if backward:
+                    v.square().mean().backward()
+
+    def train_step() -> None:
+        loss(reasoner, batch, generator, pipeline.reasoner.loss)[0].backward()
+
+    with FlopCounterMode(display=False) as counter:
+        train_step()
+    rate, step_s = matmul_rate(config.repeats), median_s(train_step, config.repeats)
+    result = {"matmul_gflops": rate / 1e9, "train_step_s": step_s}
+    result["train_gflops"] = counter.get_total_flops() / step_s / 1e9
+    result["train_share_of_matmul"] = result["train_gflops"] / result["matmul_gflops"]
+    for name, backward in (("train", True), ("sample", False)):
+        shared_s = median_s(lambda b=backward: velocities(True, b), config.repeats)
+        separate_s = median_s(lambda b=backward: velocities(False, b), config.repeats)
+        count = config.batch_size * config.copies
+        result[f"{name}_velocities_per_s_shared"] = count / shared_s
+        result[f"{name}_velocities_per_s_separate"] = count / separate_s
+        result[f"{name}_speedup"] = separate_s / shared_s
+    table = Table("measure", "value", title=f"{config.preset}, {config.copies} copies, batch {config.batch_size}")
+    for name, value in result.items():
+        table.add_row(name, f"{value:,.3g}")
+    console.print(table)
+    if config.json:
+        write_json_atomic(Path(config.json), {**result, **provenance()})
+    return result
+
+
+def random_batch(reasoner: LatentReasoner, pipeline, batch_size: int) -> Batch:
+    """Real texts of the preset's task with random latents."""
+    data, blocks = pipeline.sft.data, pipeline.reasoner.max_blocks
+    problems = [data.task.problem("train", i) for i in range(batch_size)]
+    latents = torch.randn(batch_size, blocks, reasoner.config.num_latents, reasoner.config.latent_width)
+    return Batch(
+        question=reasoner.backbone.tokenize([p.question for p in problems], side="left"),
+        answer=reasoner.backbone.tokenize([p.answer for p in problems], add_eos=True),
+        target=latents,
+        context=latents,
+        block_valid=torch.ones(batch_size, blocks, dtype=torch.bool),
+    )

@@ -1,0 +1,181 @@
+"""The command `ladi`: train, sample, eval, report, bench, quickstart.
+
+    ladi train reasoner --preset cd3_tiny --loop.steps 500
+    ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/stage2 --json eval.json
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from ladi import bench, quickstart
+from ladi.bundled import resolve
+from ladi.inference.evaluate import EvalConfig, evaluate, load_model
+from ladi.inference.sample import denoising_texts, frames
+from ladi.models.generation import SampleConfig
+from ladi.models.reasoner import LatentReasoner
+from ladi.progress import eval_progress, eval_table, frames_table, texts_table
+from ladi.report import build_report, results_table, update_markdown
+from ladi.rundir import write_json_atomic
+from ladi.train import reasoner, rollout, sft, vae
+from ladi.train.presets import PRESETS
+
+STAGES: dict[str, Callable[[Any], Path]] = {
+    "sft": sft.main,
+    "vae": vae.main,
+    "reasoner": reasoner.main,
+    "rollout": rollout.main,
+}
+
+USAGE = f"""ladi: latent diffusion reasoning for language models
+
+  ladi quickstart                 evaluate the bundled models, train a little, write a report
+  ladi train STAGE --preset NAME  train one stage: {", ".join(STAGES)}
+  ladi eval --preset NAME         measure a model: pass@k, diversity, latent use
+  ladi sample QUESTION            think about one question, visibly
+  ladi report RUN...              plots and tables of runs, as one HTML file
+  ladi bench                      throughput of the shared-context primitive
+
+`ladi COMMAND --help` lists the settings. Presets: {", ".join(PRESETS)}."""
+
+console = Console()
+
+
+def take_preset(args: list[str]) -> tuple[str, list[str]]:
+    """The value of `--preset` (default cd3_tiny) and the other arguments.
+
+    Raises:
+        ValueError: if the preset is unknown.
+    """
+    name = "cd3_tiny"
+    if "--preset" in args:
+        at = args.index("--preset")
+        if at + 1 == len(args):
+            raise ValueError(f"--preset needs a name: {', '.join(PRESETS)}")
+        name, args = args[at + 1], args[:at] + args[at + 2 :]
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}")
+    return name, args
+
+
+def configured(default: Any, args: Sequence[str], prog: str) -> Any:
+    """`default` with the fields that `args` override."""
+    plain = tyro.conf.AvoidSubcommands[type(default)]  # type: ignore[valid-type]
+    return tyro.cli(plain, default=default, args=list(args), prog=prog)
+
+
+def train(args: list[str]) -> None:
+    """`ladi train STAGE --preset NAME [--field value ...]`."""
+    if not args or args[0] not in STAGES:
+        raise ValueError(f"ladi train needs a stage: {', '.join(STAGES)}")
+    stage = args[0]
+    preset, rest = take_preset(args[1:])
+    config = configured(getattr(PRESETS[preset](), stage), rest, f"ladi train {stage}")
+    console.print(f"saved {STAGES[stage](config)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArgs:
+    """Measure a model."""
+
+    eval: tyro.conf.OmitArgPrefixes[EvalConfig]
+    json: str = ""
+    """File for the record; empty prints the table only."""
+
+
+def run_eval(args: list[str]) -> None:
+    """`ladi eval --preset NAME [--model-dir DIR] [--json FILE]`."""
+    preset, rest = take_preset(args)
+    chosen = configured(EvalArgs(eval=PRESETS[preset]().eval), rest, "ladi eval")
+    config = replace(chosen.eval, model_dir=resolve(chosen.eval.model_dir))
+    with eval_progress(console) as progress:
+        record = evaluate(config, progress=progress)
+    console.print(eval_table([record]))
+    if chosen.json:
+        Path(chosen.json).parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(Path(chosen.json), record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArgs:
+    """Think about one question."""
+
+    question: tyro.conf.Positional[str]
+    """For Countdown: the inputs, a colon and the target, such as 19,35,44:60."""
+    model_dir: Path = Path("assets/cd3_tiny/stage2")
+    """A saved reasoner; a path that starts with assets/ names one that came with ladi."""
+    num_latents: int = 8
+    """Independent trajectories."""
+    show_denoising: bool = False
+    """Decode the blocks of the first three trajectories at several times."""
+    sample: tyro.conf.OmitArgPrefixes[SampleConfig] = SampleConfig()
+    seed: int = 0
+
+
+def run_sample(args: list[str]) -> None:
+    """`ladi sample QUESTION [--num-latents N] [--show-denoising]`."""
+    chosen = tyro.cli(SampleArgs, args=args, prog="ladi sample")
+    model = load_model(resolve(chosen.model_dir))
+    if not isinstance(model, LatentReasoner):
+        raise ValueError(f"{chosen.model_dir} is a token-level model; ladi sample needs a reasoner")
+    out = model.generate([chosen.question], num_latents=chosen.num_latents, seed=chosen.seed, **vars(chosen.sample))
+    console.print(texts_table(out.texts[0]))
+    if chosen.show_denoising:
+        times = out.times[frames(out.times)].tolist()
+        for trajectory in range(min(3, chosen.num_latents)):
+            shown = denoising_texts(model, out, 0, trajectory)
+            console.print(frames_table(f"trajectory {trajectory + 1}", times, shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Write plots and tables of one or more runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path = Path("report.html")
+    title: str = "ladi report"
+    markdown: str = ""
+    """FILE#MARKER: also put the results table between that file's markers <!-- results:MARKER -->."""
+
+
+def run_report(args: list[str]) -> None:
+    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER]`."""
+    chosen = tyro.cli(ReportArgs, args=args, prog="ladi report")
+    console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
+    if chosen.markdown:
+        path, _, marker = chosen.markdown.partition("#")
+        update_markdown(Path(path), marker, results_table(chosen.runs))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "eval": run_eval,
+    "sample": run_sample,
+    "report": run_report,
+    "bench": lambda args: bench.main(tyro.cli(bench.Config, args=args, prog="ladi bench"), console),
+    "quickstart": lambda args: quickstart.main(
+        tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console
+    ),
+}
+
+
+def main() -> None:
+    """Run one command; what a user got wrong is said in one line, with exit status 2."""
+    args = sys.argv[1:]
+    if not args or args[0] not in COMMANDS:
+        print(USAGE)
+        sys.exit(0 if args[:1] in ([], ["--help"], ["-h"]) else 2)
+    try:
+        COMMANDS[args[0]](args[1:])
+    except (ValueError, OSError) as error:
+        print(f"ladi: {error}", file=sys.stderr)
+        sys.exit(2)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What the terminal shows: progress of evaluations, and tables (rich)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+@contextmanager
+def eval_progress(console: Console, label: str = "evaluating") -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that moves a bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def percent(estimate: dict[str, float]) -> str:
+    """A share and its 95 % interval, in percent."""
+    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
+    """One row per evaluation: pass@k in percent with 95 % intervals, distinct valid solutions, cost, latent use."""
+    ks = [k for k in records[0]["pass@k"] if k in ("1", "10", "16", "100") or k == list(records[0]["pass@k"])[-1]]
+    table = Table(title=title or None)
+    for name in ("model", "split", *(f"pass@{k} %" for k in ks), "distinct valid", "tokens", "seconds"):
+        table.add_column(name)
+    for record in records:
+        distinct = record["distinct_valid"]
+        table.add_row(
+            record["label"],
+            record["split"],
+            *(percent(record["pass@k"][k]) for k in ks),
+            f"{distinct['value']:.2f} [{distinct['low']:.2f}, {distinct['high']:.2f}]",
+            f"{record['tokens_processed']:,}",
+            f"{record['wall_s']:.0f}",
+        )
+    with_use = [record for record in records if record["latent_use"]]
+    if with_use:
+        table.caption = "\n".join(
+            f"{record['label']}, pass@1 with latents "
+            + ", ".join(f"{name} {percent(value)}" for name, value in record["latent_use"].items())
+            for record in with_use
+        )
+    return table
+
+
+def texts_table(texts: Sequence[str]) -> Table:
+    """One text per trajectory."""
+    table = Table("trajectory", "answer")
+    for i, text in enumerate(texts):
+        table.add_row(str(i + 1), text)
+    return table
+
+
+def frames_table(title: str, times: Sequence[float], texts: Sequence[Sequence[str]]) -> Table:
+    """Blocks as text, one row per time; t = 1 is noise."""
+    table = Table(title=title)
+    for name in ("t", *(f"block {k + 1}" for k in range(len(texts[0])))):
+        table.add_column(name)
+    for t, blocks in zip(times, texts, strict=True):
+        table.add_row(f"{t:.2f}", *blocks)
+    return table

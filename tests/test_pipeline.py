@@ -1,0 +1,139 @@
+"""Every stage through the command line, a few steps each, on a tiny model; resume; errors a user can make."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ladi import cli
+
+TINY = ["--data.num-train", "64", "--loop.batch-size", "8", "--loop.micro-batch-size", "4"]
+STAGES = {
+    "sft": ["--backbone.width", "32", "--backbone.num-layers", "1", "--backbone.num-heads", "2"],
+    "vae": ["--statistics-problems", "32", "--gate-problems", "8", "--vae.latent-width", "4"],
+    "reasoner": [],
+    "rollout": ["--rollout.num-steps", "2"],
+}
+
+
+def ladi(monkeypatch, *args: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["ladi", *map(str, args)])
+    cli.main()
+
+
+def folders(root: Path, stage: str) -> list[str]:
+    """Where a stage reads and writes below `root`."""
+    args = ["--out-dir", root / stage]
+    if stage in ("vae", "reasoner"):
+        args += ["--backbone-dir", root / "sft" / "final"]
+    if stage == "reasoner":
+        args += ["--vae-dir", root / "vae" / "final"]
+    if stage == "rollout":
+        args += ["--reasoner-dir", root / "reasoner" / "final"]
+    if stage in ("reasoner", "rollout"):
+        args += ["--latents-path", root / "latents.safetensors"]
+    return [str(a) for a in args]
+
+
+def train(monkeypatch, root: Path, stage: str, *more: str) -> Path:
+    args = [*folders(root, stage), *STAGES[stage], *TINY, "--loop.steps", "4", "--loop.checkpoint-every", "2", *more]
+    ladi(monkeypatch, "train", stage, "--preset", "cd3_tiny", *args)
+    return root / stage
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for stage in STAGES:
+            train(monkeypatch, root, stage)
+    return root
+
+
+def test_every_stage_writes_its_run_folder(trained):
+    for stage in STAGES:
+        run = trained / stage
+        assert json.loads((run / "config.json").read_text())["loop"]["steps"] == 4
+        assert json.loads((run / "provenance.json").read_text())["machine"]
+        assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4]
+        assert len(list((run / "checkpoints").glob("step-*"))) == 2
+        assert (run / "final" / "config.json").is_file()
+
+
+def test_no_pickle_is_written(trained):
+    suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
+    assert not suffixes & {".pt", ".bin", ".pkl", ".pth"}
+
+
+@pytest.mark.parametrize("readout", ["text", "vae"])
+def test_eval_writes_the_promised_record(trained, monkeypatch, tmp_path, readout):
+    args = ["--model-dir", trained / "rollout" / "final", "--num-questions", "4", "--num-samples", "4", "--ks", "1", "4"]
+    more = ["--sample.num-steps", "2", "--latent-use-samples", "2", "--readout", readout, "--json", tmp_path / "e.json"]
+    ladi(monkeypatch, "eval", *args, *more)
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert set(record["pass@k"]) == {"1", "4"}
+    assert set(record["pass@k"]["1"]) == {"value", "low", "high"}
+    assert set(record["latent_use"]) == {"intact", "zeroed", "shuffled", "noise"}
+    assert record["tokens_processed"] > 0
+    assert record["wall_s"] > 0
+    assert "distinct_valid" in record
+
+
+def test_eval_of_the_token_level_model(trained, monkeypatch, tmp_path):
+    args = ["--model-dir", trained / "sft" / "final", "--num-questions", "4", "--num-samples", "4", "--ks", "1", "4"]
+    ladi(monkeypatch, "eval", *args, "--latent-use-samples", "0", "--sample.temperature", "1.0", "--json", tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["label"] == "AR"
+
+
+def test_sample_shows_answers_and_denoising(trained, monkeypatch, capsys):
+    args = ["--model-dir", trained / "rollout" / "final", "--num-latents", "2", "--num-steps", "3", "--show-denoising"]
+    ladi(monkeypatch, "sample", "19,35,44:60", *args)
+    printed = capsys.readouterr().out
+    assert "trajectory 2" in printed
+    assert "1.00" in printed
+
+
+def test_report_of_all_stages(trained, monkeypatch, tmp_path):
+    runs = [trained / stage for stage in STAGES]
+    ladi(monkeypatch, "report", *runs, "--out", tmp_path / "report.html")
+    assert "loss/flow" in (tmp_path / "report.html").read_text()
+
+
+def test_a_second_configuration_in_the_same_folder_is_refused(trained, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(monkeypatch, trained, "sft", "--loop.seed", "7")
+    assert stop.value.code == 2
+    assert "loop.seed" in capsys.readouterr().err
+
+
+def test_latents_of_another_vae_are_refused(trained, monkeypatch, capsys, tmp_path):
+    train(monkeypatch, tmp_path, "sft")
+    train(monkeypatch, tmp_path, "vae", "--loop.seed", "5")
+    latents = ["--latents-path", str(trained / "latents.safetensors")]
+    with pytest.raises(SystemExit):
+        train(monkeypatch, tmp_path, "reasoner", *latents)
+    assert "another VAE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["train"], "needs a stage"),
+        (["train", "sft", "--preset", "cd9"], "unknown preset 'cd9'"),
+        (["eval", "--model-dir", "nowhere"], "no folder nowhere"),
+        (["sample", "1,2,3:6", "--model-dir", "nowhere"], "no folder nowhere"),
+        (["bench", "--preset", "cd9"], "unknown preset 'cd9'"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, said):
+    with pytest.raises(SystemExit) as stop:
+        ladi(monkeypatch, *args)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_installed_command_lists_its_commands():
+    done = subprocess.run([sys.executable, "-m", "ladi.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "ladi quickstart" in done.stdout
