@@ -15,10 +15,11 @@ FLOORS = [
     {"models"},
     {"inference"},
     {"train"},
-    {"report", "bench", "quickstart", "demo"},
+    {"report", "bench", "demo"},
+    {"quickstart"},
     {"cli"},
 ]
-OPTIONAL = {"demo"}
+OPTIONAL = {"demo", "rl"}
 """Modules that have a floor but need not exist."""
 
 ONLY_IN = {

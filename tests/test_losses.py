@@ -63,9 +63,7 @@ def test_the_sequence_sum_is_torchs_sum_over_the_number_of_sequences(tokens):
     logits, targets = tokens
     ignored = targets.masked_fill(~MASK, -100)
     expected = cross_entropy(logits.flatten(0, 1), ignored.flatten(), reduction="sum") / 2
-    assert torch.allclose(
-        token_cross_entropy(logits, ignored, MASK, "sequence_sum_mean"), expected, atol=1e-5
-    )
+    assert torch.allclose(token_cross_entropy(logits, ignored, MASK, "sequence_sum_mean"), expected, atol=1e-5)
 
 
 def test_cross_entropy_of_nothing_is_refused(tokens):

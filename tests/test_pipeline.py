@@ -28,7 +28,7 @@ def folders(root: Path, stage: str) -> list[str]:
     args = ["--out-dir", root / stage]
     if stage in ("vae", "reasoner"):
         args += ["--backbone-dir", root / "sft" / "final"]
-    if stage == "reasoner":
+    if stage in ("reasoner", "rollout"):
         args += ["--vae-dir", root / "vae" / "final"]
     if stage == "rollout":
         args += ["--reasoner-dir", root / "reasoner" / "final"]
@@ -38,7 +38,16 @@ def folders(root: Path, stage: str) -> list[str]:
 
 
 def train(monkeypatch, root: Path, stage: str, *more: str) -> Path:
-    args = [*folders(root, stage), *STAGES[stage], *TINY, "--loop.steps", "4", "--loop.checkpoint-every", "2", *more]
+    args = [
+        *folders(root, stage),
+        *STAGES[stage],
+        *TINY,
+        "--loop.steps",
+        "4",
+        "--loop.checkpoint-every",
+        "2",
+        *more,
+    ]
     ladi(monkeypatch, "train", stage, "--preset", "cd3_tiny", *args)
     return root / stage
 
@@ -69,8 +78,27 @@ def test_no_pickle_is_written(trained):
 
 @pytest.mark.parametrize("readout", ["text", "vae"])
 def test_eval_writes_the_promised_record(trained, monkeypatch, tmp_path, readout):
-    args = ["--model-dir", trained / "rollout" / "final", "--num-questions", "4", "--num-samples", "4", "--ks", "1", "4"]
-    more = ["--sample.num-steps", "2", "--latent-use-samples", "2", "--readout", readout, "--json", tmp_path / "e.json"]
+    args = [
+        "--model-dir",
+        trained / "rollout" / "final",
+        "--num-questions",
+        "4",
+        "--num-samples",
+        "4",
+        "--ks",
+        "1",
+        "4",
+    ]
+    more = [
+        "--sample.num-steps",
+        "2",
+        "--latent-use-samples",
+        "2",
+        "--readout",
+        readout,
+        "--json",
+        tmp_path / "e.json",
+    ]
     ladi(monkeypatch, "eval", *args, *more)
     record = json.loads((tmp_path / "e.json").read_text())
     assert set(record["pass@k"]) == {"1", "4"}
@@ -82,13 +110,41 @@ def test_eval_writes_the_promised_record(trained, monkeypatch, tmp_path, readout
 
 
 def test_eval_of_the_token_level_model(trained, monkeypatch, tmp_path):
-    args = ["--model-dir", trained / "sft" / "final", "--num-questions", "4", "--num-samples", "4", "--ks", "1", "4"]
-    ladi(monkeypatch, "eval", *args, "--latent-use-samples", "0", "--sample.temperature", "1.0", "--json", tmp_path / "e.json")
+    args = [
+        "--model-dir",
+        trained / "sft" / "final",
+        "--num-questions",
+        "4",
+        "--num-samples",
+        "4",
+        "--ks",
+        "1",
+        "4",
+    ]
+    ladi(
+        monkeypatch,
+        "eval",
+        *args,
+        "--latent-use-samples",
+        "0",
+        "--sample.temperature",
+        "1.0",
+        "--json",
+        tmp_path / "e.json",
+    )
     assert json.loads((tmp_path / "e.json").read_text())["label"] == "AR"
 
 
 def test_sample_shows_answers_and_denoising(trained, monkeypatch, capsys):
-    args = ["--model-dir", trained / "rollout" / "final", "--num-latents", "2", "--num-steps", "3", "--show-denoising"]
+    args = [
+        "--model-dir",
+        trained / "rollout" / "final",
+        "--num-latents",
+        "2",
+        "--num-steps",
+        "3",
+        "--show-denoising",
+    ]
     ladi(monkeypatch, "sample", "19,35,44:60", *args)
     printed = capsys.readouterr().out
     assert "trajectory 2" in printed

@@ -91,9 +91,7 @@ def training(steps):
     rng = random.Random(1)
     for step in range(steps):
         level = 2 * math.exp(-step / 200) + 0.05
-        losses = {
-            key: level * math.exp(rng.gauss(0, 0.2)) for key in ("loss/total", "loss/flow", "loss/text")
-        }
+        losses = {key: level * math.exp(rng.gauss(0, 0.2)) for key in ("loss/total", "loss/flow", "loss/text")}
         yield {"step": step, **losses, "loss/policy": rng.gauss(0, 1), "time/step_s": 0.1}
 
 

@@ -2,7 +2,8 @@
 
 Shape letters, the same in every module:
     B batch    R noisy copies or latent trajectories per row    K blocks    N latents per block    D latent width
-    T tokens   S cached context tokens    C backbone width    V vocabulary    G group    P problems    M blocks of a flat batch
+    T tokens   S cached context tokens    C backbone width    V vocabulary    G group    P problems
+    M blocks of a flat batch
 """
 
 from jaxtyping import Bool, Float, Int

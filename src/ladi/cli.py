@@ -1,12 +1,12 @@
 """The command `ladi`: train, sample, eval, report, bench, quickstart.
 
-    ladi train reasoner --preset cd3_tiny --loop.steps 500
-    ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/stage2 --json eval.json
+ladi train reasoner --preset cd3_tiny --loop.steps 500
+ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/stage2 --json eval.json
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ladi import bench, quickstart
 from ladi.bundled import resolve
-from ladi.inference.evaluate import EvalConfig, evaluate, load_model
+from ladi.inference.evaluate import evaluate, load_model
 from ladi.inference.sample import denoising_texts, frames
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
@@ -46,21 +46,30 @@ USAGE = f"""ladi: latent diffusion reasoning for language models
 console = Console()
 
 
+def take(args: list[str], option: str, default: str) -> tuple[str, list[str]]:
+    """The value of one `--option VALUE` (or the default) and the other arguments.
+
+    Raises:
+        ValueError: if the value is missing.
+    """
+    if option not in args:
+        return default, args
+    at = args.index(option)
+    if at + 1 == len(args):
+        raise ValueError(f"{option} needs a value")
+    return args[at + 1], args[:at] + args[at + 2 :]
+
+
 def take_preset(args: list[str]) -> tuple[str, list[str]]:
     """The value of `--preset` (default cd3_tiny) and the other arguments.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    name = "cd3_tiny"
-    if "--preset" in args:
-        at = args.index("--preset")
-        if at + 1 == len(args):
-            raise ValueError(f"--preset needs a name: {', '.join(PRESETS)}")
-        name, args = args[at + 1], args[:at] + args[at + 2 :]
+    name, rest = take(args, "--preset", "cd3_tiny")
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}")
-    return name, args
+    return name, rest
 
 
 def configured(default: Any, args: Sequence[str], prog: str) -> Any:
@@ -79,26 +88,18 @@ def train(args: list[str]) -> None:
     console.print(f"saved {STAGES[stage](config)}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalArgs:
-    """Measure a model."""
-
-    eval: tyro.conf.OmitArgPrefixes[EvalConfig]
-    json: str = ""
-    """File for the record; empty prints the table only."""
-
-
 def run_eval(args: list[str]) -> None:
-    """`ladi eval --preset NAME [--model-dir DIR] [--json FILE]`."""
+    """`ladi eval --preset NAME [--model-dir DIR] [--json FILE]`: print the table; write the record to FILE."""
     preset, rest = take_preset(args)
-    chosen = configured(EvalArgs(eval=PRESETS[preset]().eval), rest, "ladi eval")
-    config = replace(chosen.eval, model_dir=resolve(chosen.eval.model_dir))
+    json_path, rest = take(rest, "--json", "")
+    config = configured(PRESETS[preset]().eval, rest, "ladi eval")
+    config = replace(config, model_dir=resolve(config.model_dir))
     with eval_progress(console) as progress:
         record = evaluate(config, progress=progress)
     console.print(eval_table([record]))
-    if chosen.json:
-        Path(chosen.json).parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(Path(chosen.json), record)
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(Path(json_path), record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class SampleArgs:
     """Independent trajectories."""
     show_denoising: bool = False
     """Decode the blocks of the first three trajectories at several times."""
-    sample: tyro.conf.OmitArgPrefixes[SampleConfig] = SampleConfig()
+    sample: tyro.conf.OmitArgPrefixes[SampleConfig] = field(default_factory=SampleConfig)
     seed: int = 0
 
 
@@ -153,15 +154,13 @@ def run_report(args: list[str]) -> None:
         update_markdown(Path(path), marker, results_table(chosen.runs))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": train,
     "eval": run_eval,
     "sample": run_sample,
     "report": run_report,
     "bench": lambda args: bench.main(tyro.cli(bench.Config, args=args, prog="ladi bench"), console),
-    "quickstart": lambda args: quickstart.main(
-        tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console
-    ),
+    "quickstart": lambda args: quickstart.main(tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console),
 }
 
 
@@ -176,6 +175,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"ladi: {error}", file=sys.stderr)
         sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

@@ -20,9 +20,7 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Flo
     return torch.where(mask, x.float(), 0.0).sum() / mask.sum()
 
 
-def token_log_probs(
-    logits: Float[Tensor, "*batch V"], targets: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def token_log_probs(logits: Float[Tensor, "*batch V"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log softmax(logits) at the targets, no reduction; logits and targets are already aligned (no shift)."""
     logits = logits.float()
     return logits.gather(-1, targets[..., None].long()).squeeze(-1) - logits.logsumexp(-1)
@@ -84,6 +82,4 @@ def velocity_mse(
 
 def _check_not_empty(mask: Bool[Tensor, "*shape"]) -> None:
     if not bool(mask.any()):
-        raise ValueError(
-            f"the mask of shape {tuple(mask.shape)} keeps nothing; drop such batches before the loss"
-        )
+        raise ValueError(f"the mask of shape {tuple(mask.shape)} keeps nothing; drop such batches before the loss")

@@ -3,7 +3,6 @@
 `--from-scratch` trains every stage instead, and continues where an interrupted run stopped.
 """
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
 from ladi.train.presets import PRESETS, Pipeline
 
-# Seconds of a step beside a step of `sft`, from the stages' logs on two cores; the estimate scales them by this machine.
+# Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
 RELATIVE_COST = {"sft": 1.0, "vae": 1.0, "reasoner": 1.7, "rollout": 3.0}
 
 
@@ -62,7 +61,12 @@ def main(config: Config, console: Console) -> Path:
             "LaDiR stage 1": pipeline.reasoner.out_dir / "final",
             "LaDiR stage 2": pipeline.rollout.out_dir / "final",
         }
-        run_dirs = [pipeline.sft.out_dir, pipeline.vae.out_dir, pipeline.reasoner.out_dir, pipeline.rollout.out_dir]
+        run_dirs = [
+            pipeline.sft.out_dir,
+            pipeline.vae.out_dir,
+            pipeline.reasoner.out_dir,
+            pipeline.rollout.out_dir,
+        ]
     else:
         folder = ASSETS / config.preset
         if not folder.is_dir():
@@ -78,7 +82,9 @@ def main(config: Config, console: Console) -> Path:
         label = f"LaDiR stage 1 + {config.train_steps} steps"
         records.append(measure(config, pipeline, label, learned_dir / "final", console))
     show(config, pipeline, models["LaDiR stage 2"], console)
-    console.print(eval_table(records, title=f"{config.num_questions} held-out puzzles, {config.num_samples} samples each"))
+    console.print(
+        eval_table(records, title=f"{config.num_questions} held-out puzzles, {config.num_samples} samples each")
+    )
     report = build_report([config.out_dir, *run_dirs], config.out_dir / "report.html", "ladi quickstart")
     console.print(f"report: [bold]{report}[/bold]")
     return report
@@ -117,6 +123,7 @@ def learn(config: Config, pipeline: Pipeline, reasoner_dir: Path, console: Conso
         pipeline.rollout,
         out_dir=config.out_dir / "learn",
         reasoner_dir=reasoner_dir,
+        vae_dir=reasoner_dir.parent / "vae",
         latents_path=config.out_dir / "latents.safetensors",
         data=DataConfig(task=pipeline.rollout.data.task, num_train=max(steps * size, size)),
         loop=LoopConfig(

@@ -20,9 +20,7 @@ def block_normal(mean, std):
 
 def test_the_summed_log_prob_is_that_of_torch(gaussians):
     x, mean, _, std = gaussians
-    assert torch.allclose(
-        gaussian_log_prob(x, mean, std, "sum"), block_normal(mean, std).log_prob(x), rtol=1e-5
-    )
+    assert torch.allclose(gaussian_log_prob(x, mean, std, "sum"), block_normal(mean, std).log_prob(x), rtol=1e-5)
 
 
 def test_the_default_is_the_mean_over_the_dimensions_of_the_block(gaussians):
@@ -40,9 +38,7 @@ def test_the_std_may_differ_by_channel(gaussians):
 
 def test_the_std_may_be_one_number(gaussians):
     x, mean, _, _ = gaussians
-    assert torch.equal(
-        gaussian_log_prob(x, mean, 0.5), gaussian_log_prob(x, mean, torch.full((2, 3, 1, 1), 0.5))
-    )
+    assert torch.equal(gaussian_log_prob(x, mean, 0.5), gaussian_log_prob(x, mean, torch.full((2, 3, 1, 1), 0.5)))
 
 
 def test_the_summed_kl_is_that_of_torch(gaussians):

@@ -24,9 +24,7 @@ def exact_velocity(x, t):
 def propagated_std(times, noise_level, start_var):
     """The std after all steps: every step is linear in x, so its factor is its mean at x = 1."""
     var = torch.as_tensor(start_var)
-    path = integrate_sde(
-        exact_velocity, torch.ones(1, 1, 1), times, noise_level, torch.Generator().manual_seed(0)
-    )
+    path = integrate_sde(exact_velocity, torch.ones(1, 1, 1), times, noise_level, torch.Generator().manual_seed(0))
     for k in range(len(times) - 1):
         factor = path.means[k] / path.states[k]
         var = factor.square() * var + path.stds[k].square()

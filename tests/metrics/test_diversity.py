@@ -5,9 +5,7 @@ from ladi.metrics.diversity import cosine_similarity, mean_distinct, mean_pairwi
 
 
 def test_distinct_strings_are_counted_once_and_empty_ones_never():
-    assert mean_distinct([["1+2", "1+2", ""], ["3", "4", "5"], ["", "", ""]]) == pytest.approx(
-        (1 + 3 + 0) / 3
-    )
+    assert mean_distinct([["1+2", "1+2", ""], ["3", "4", "5"], ["", "", ""]]) == pytest.approx((1 + 3 + 0) / 3)
 
 
 def test_distinct_of_no_question_is_refused():
@@ -69,9 +67,7 @@ def test_the_mean_distance_is_that_of_pdist():
 
 def test_near_pairs_far_from_the_origin_keep_their_distance():
     z = torch.full((40, 1, 4), 100.0) + 0.01 * torch.eye(40)[:, None, :4]
-    assert mean_pairwise_distance(z).item() == pytest.approx(
-        torch.pdist(z.flatten(1).double()).mean().item(), rel=1e-3
-    )
+    assert mean_pairwise_distance(z).item() == pytest.approx(torch.pdist(z.flatten(1).double()).mean().item(), rel=1e-3)
 
 
 def test_the_distance_of_a_single_block_is_refused():

@@ -64,9 +64,7 @@ def test_a_seed_fixes_the_interval():
     assert bootstrap_interval(range(20), seed=1) == bootstrap_interval(list(range(20)), seed=1)
 
 
-@pytest.mark.parametrize(
-    ("values", "kwargs"), [([], {}), ([1.0], {"level": 1.0}), ([1.0], {"num_resamples": 0})]
-)
+@pytest.mark.parametrize(("values", "kwargs"), [([], {}), ([1.0], {"level": 1.0}), ([1.0], {"num_resamples": 0})])
 def test_an_interval_of_nothing_is_refused(values, kwargs):
     with pytest.raises(ValueError, match=r"must|give one number"):
         bootstrap_interval(values, **kwargs)

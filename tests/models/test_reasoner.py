@@ -92,12 +92,8 @@ def test_padding_changes_nothing(reasoner):
         v = reasoner.velocity(alone.blocks, x_t[row : row + 1, :count], t[row : row + 1, :count])
         torch.testing.assert_close(v, v_padded[row : row + 1, :count], rtol=0, atol=1e-5)
         length = alone.answer_logits.shape[1]
-        torch.testing.assert_close(
-            alone.answer_logits, padded.answer_logits[row : row + 1, :length], rtol=0, atol=1e-5
-        )
-        torch.testing.assert_close(
-            alone.stop_logits, padded.stop_logits[row : row + 1, :count], rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(alone.answer_logits, padded.answer_logits[row : row + 1, :length], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.stop_logits, padded.stop_logits[row : row + 1, :count], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

@@ -31,9 +31,7 @@ def with_guidance(cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
     return guided
 
 
-def repulsion(
-    z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median"
-) -> Float[Tensor, "*batch G N D"]:
+def repulsion(z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median") -> Float[Tensor, "*batch G N D"]:
     """The force F on each of the G blocks of a group, to be ADDED to the state.
 
         F(z_i) = sum_{j != i} 2 (1 - d_ij^2 / s^2) exp(-d_ij^2 / s^2) (z_i - z_j),   d_ij = |z_i - z_j|

@@ -50,9 +50,7 @@ def gaussian_kl_same_std(
 def _checked_std(std: Std, device: torch.device) -> Tensor:
     std = torch.as_tensor(std, dtype=torch.float32, device=device)
     if not bool((std > 0).all()):
-        raise ValueError(
-            f"std must be positive, its minimum is {std.min().item()}; leave noiseless steps out"
-        )
+        raise ValueError(f"std must be positive, its minimum is {std.min().item()}; leave noiseless steps out")
     return std
 
 

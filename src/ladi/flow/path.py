@@ -32,17 +32,13 @@ def broadcast_time(x: Float[Tensor, "*batch N D"], t: Time) -> Float[Tensor, "*b
     return t.to(x.device).expand(x.shape[:-2])[..., None, None]
 
 
-def mix(
-    x0: Float[Tensor, "*batch N D"], noise: Float[Tensor, "*batch N D"], t: Time
-) -> Float[Tensor, "*batch N D"]:
+def mix(x0: Float[Tensor, "*batch N D"], noise: Float[Tensor, "*batch N D"], t: Time) -> Float[Tensor, "*batch N D"]:
     """The noisy latent x_t, equation (1)."""
     x0, noise, t = x0.float(), noise.float(), broadcast_time(x0, t)
     return (1 - t) * x0 + t * noise
 
 
-def velocity_target(
-    x0: Float[Tensor, "*batch N D"], noise: Float[Tensor, "*batch N D"]
-) -> Float[Tensor, "*batch N D"]:
+def velocity_target(x0: Float[Tensor, "*batch N D"], noise: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
     """The velocity that flow matching regresses on, equation (2); it does not depend on t."""
     return noise.float() - x0.float()
 

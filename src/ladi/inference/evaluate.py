@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 
 from ladi.arrays import Tensor
-from ladi.inference.text import ANSWER_MARK, final_answer
-from ladi.metrics.diversity import mean_distinct
-from ladi.metrics.passk import bootstrap_interval, mean_pass_at_k, pass_at_k
+from ladi.inference.text import final_answer
+from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import append, continue_text, select_rows
 from ladi.models.generation import SampleConfig, answer, generate_latents
@@ -144,9 +143,7 @@ def run_samples(
                 model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, generator
             )
         else:
-            paths, num_blocks, tokens = generate_latents(
-                model, questions, config.num_samples, config.sample, generator
-            )
+            paths, num_blocks, tokens = generate_latents(model, questions, config.num_samples, config.sample, generator)
             latents = paths[:, :, :, -1]
             if config.readout == "vae":
                 new = vae_texts(model, latents, num_blocks, config.task.step_separator)
@@ -231,7 +228,9 @@ def evaluate(
         "temperature": config.sample.temperature,
         "pass@k": curve,
         "distinct_valid": interval(distinct),
-        "latent_use": latent_use(model, problems, config) if config.latent_use_samples else None,
+        "latent_use": latent_use(model, problems, config)
+        if isinstance(model, LatentReasoner) and config.latent_use_samples
+        else None,
         "tokens_processed": judged.tokens_processed,
         "wall_s": wall_s,
         "seed": config.seed,

@@ -29,7 +29,7 @@ def predicted_x0(
 
 
 def denoising_texts(reasoner: LatentReasoner, out: Generation, row: int, trajectory: int) -> list[list[str]]:
-    """Texts of the blocks of one trajectory at each of `frames(out.times)`: what the model believes at that time."""
+    """Texts of the blocks of one trajectory at each of `frames(out.times)`: what the model believes then."""
     count = int(out.num_blocks[row, trajectory])
     x0 = predicted_x0(out.trajectories[row, trajectory, :count].cpu(), out.times)[:, frames(out.times)]
     raw = reasoner.vae.restore(x0.to(out.latents.device))
@@ -53,11 +53,11 @@ def denoising_record(
     seed: int = 0,
     pca_trajectories: int = 64,
 ) -> dict[str, Any]:
-    """What the report draws of denoising: each problem's blocks as text over time, and the first one's latents in a plane.
+    """What the report draws of denoising: each problem's blocks as text over time, and one's latents in a plane.
 
     The plane is the principal one of the finished latents, so that what is far apart at the end is seen apart.
     """
-    generator_seed = {"seed": seed, **{k: v for k, v in vars(config).items()}}
+    generator_seed = {"seed": seed, **vars(config)}
     out = reasoner.generate([p.question for p in problems], num_latents=1, **generator_seed)
     shown = frames(out.times)
     questions = []

@@ -36,12 +36,8 @@ def vendi_score(similarity: Float[Tensor, "G G"]) -> float:
     similarity = similarity.double()
     if len(similarity) == 0:
         raise ValueError("similarity is empty; the score needs at least one item")
-    if (similarity - similarity.T).abs().max() > TOLERANCE or (
-        similarity.diagonal() - 1
-    ).abs().max() > TOLERANCE:
-        raise ValueError(
-            "similarity must be symmetric with ones on its diagonal; normalise the features first"
-        )
+    if (similarity - similarity.T).abs().max() > TOLERANCE or (similarity.diagonal() - 1).abs().max() > TOLERANCE:
+        raise ValueError("similarity must be symmetric with ones on its diagonal; normalise the features first")
     eigenvalues = torch.linalg.eigvalsh(similarity / len(similarity))
     if eigenvalues.min() < -TOLERANCE:
         raise ValueError(

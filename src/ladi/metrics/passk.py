@@ -53,9 +53,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(
-            f"values has shape {values.shape}; give one number for each of at least one question"
-        )
+        raise ValueError(f"values has shape {values.shape}; give one number for each of at least one question")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1, as in 0.95")
     if num_resamples < 1:

@@ -8,7 +8,7 @@ and text <-> ids. Gradients flow through cached keys and values into the context
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -71,8 +71,8 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _new_lm(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
-    sizes = {
+def _new_lm(config: BackboneConfig, tokenizer: Any) -> Any:
+    sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.width,
         "num_hidden_layers": config.num_layers,
@@ -95,16 +95,14 @@ def _new_lm(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> nn.Mo
 class Backbone(nn.Module):
     """A causal LM and its tokenizer; `width` is C, `eos`, `pad`, `bot`, `eot` and `soa` are token ids."""
 
-    def __init__(self, lm: nn.Module, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, lm: Any, tokenizer: Any):
         super().__init__()
-        self.lm = lm
-        self.tokenizer = tokenizer
+        self.lm: Any = lm
+        self.tokenizer: Any = tokenizer
         self.width: int = lm.config.hidden_size
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.bot, self.eot, self.soa = (
-            tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values()
-        )
+        self.bot, self.eot, self.soa = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values())
 
     @classmethod
     def from_config(cls, config: BackboneConfig, alphabet: str = "") -> "Backbone":
@@ -136,7 +134,7 @@ class Backbone(nn.Module):
         missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"additional_special_tokens": missing})
-            if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+            if len(tokenizer) > lm.config.vocab_size:
                 lm.resize_token_embeddings(len(tokenizer))
         return cls(lm, tokenizer)
 
@@ -170,7 +168,7 @@ class Backbone(nn.Module):
 
         `past` holds the S tokens before; it is not changed.
         """
-        cache = DynamicCache(ddp_cache_data=past) if past is not None else DynamicCache()
+        cache: Any = DynamicCache(ddp_cache_data=past) if past is not None else DynamicCache()
         decoder = self.lm.get_base_model().model if hasattr(self.lm, "get_base_model") else self.lm.model
         out = decoder(
             inputs_embeds=embeds,

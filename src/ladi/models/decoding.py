@@ -11,7 +11,7 @@ from ladi.models.mask import append_mask
 
 @dataclass(frozen=True)
 class Prefix:
-    """A cached prefix of S tokens, ready to be continued; `hidden` is the last token's state, `position` the next free one."""
+    """A cached prefix of S tokens, ready to be continued; `hidden` is the last token's state."""
 
     past: KeyValues
     valid: Bool[Tensor, "B S"]
@@ -73,7 +73,10 @@ def continue_text(
             rows, token, alive = rows[alive], token[alive], alive[alive]
         processed += len(token)
         prefix, _ = append(
-            backbone, prefix, backbone.embed(token[:, None]), torch.ones_like(token, dtype=torch.bool)[:, None]
+            backbone,
+            prefix,
+            backbone.embed(token[:, None]),
+            torch.ones_like(token, dtype=torch.bool)[:, None],
         )
     return backbone.detokenize(ids), processed
 

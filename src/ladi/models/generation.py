@@ -203,7 +203,5 @@ def generate(
 
 
 def _expand(prefix: Prefix, repeats: int) -> Prefix:
-    valid, position, hidden = (
-        x.repeat_interleave(repeats, 0) for x in (prefix.valid, prefix.position, prefix.hidden)
-    )
+    valid, position, hidden = (x.repeat_interleave(repeats, 0) for x in (prefix.valid, prefix.position, prefix.hidden))
     return Prefix(expand_rows(prefix.past, repeats), valid, position, hidden)

@@ -34,9 +34,7 @@ def block_causal_mask(block: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> 
     index = torch.arange(num_tokens, device=block.device)
     causal = index[:, None] >= index[None, :]
     same_block = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
-    return ((causal | same_block) & valid[:, None, :]) | torch.eye(
-        num_tokens, dtype=torch.bool, device=block.device
-    )
+    return ((causal | same_block) & valid[:, None, :]) | torch.eye(num_tokens, dtype=torch.bool, device=block.device)
 
 
 def noisy_copies_mask(visible: Bool[Tensor, "B R S"], copy_len: int) -> Bool[Tensor, "B Q L"]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
@@ -25,7 +25,7 @@ from ladi.models.backbone import Backbone, KeyValues
 from ladi.models.decoding import Prefix, append
 from ladi.models.generation import Generation, SampleConfig, generate
 from ladi.models.mask import block_causal_mask, noisy_copies_mask
-from ladi.models.vae import ThoughtVAE, read_config
+from ladi.models.vae import ThoughtVAE, load_heads, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ class TimeEmbedding(nn.Module):
         half = self.num_features // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
         angles = self.scale * t.float()[..., None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class LatentReasoner(nn.Module):
@@ -107,7 +108,9 @@ class LatentReasoner(nn.Module):
         return self._vae[0]
 
     @classmethod
-    def from_backbone(cls, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | None, seed: int = 0) -> "LatentReasoner":
+    def from_backbone(
+        cls, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | None, seed: int = 0
+    ) -> "LatentReasoner":
         """A reasoner that starts from `backbone` (not copied) with an untrained latent input and zero velocity."""
         reasoner = cls(config, backbone, vae)
         reasoner.init_weights(torch.Generator().manual_seed(seed))
@@ -116,7 +119,7 @@ class LatentReasoner(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Everything but the backbone; the velocity and stop heads start at zero."""
-        for layer in (self.latent_in, *self.time.mlp[::2]):
+        for layer in (self.latent_in, *(m for m in self.time.mlp if isinstance(m, nn.Linear))):
             layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
             layer.bias.zero_()
         for head in (self.velocity_head, self.stop_head):
@@ -145,7 +148,9 @@ class LatentReasoner(nn.Module):
 
     # ---- the clean sequence ----------------------------------------------------------------------------------
 
-    def embed_question(self, ids: Int[Tensor, "B T"], dropped: Bool[Tensor, " B"] | None = None) -> Float[Tensor, "B T C"]:
+    def embed_question(
+        self, ids: Int[Tensor, "B T"], dropped: Bool[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T C"]:
         """Question embeddings; every token of a `dropped` question is the learned null."""
         embeds = self.backbone.embed(ids)
         if dropped is None:
@@ -209,13 +214,19 @@ class LatentReasoner(nn.Module):
 
     # ---- the same sequence, grown piece by piece (sampling and stage 2) -----------------------------------------
 
-    def open(self, question: tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]], dropped: Bool[Tensor, " B"] | None = None) -> Prefix:
+    def open(
+        self,
+        question: tuple[Int[Tensor, "B Q"], Bool[Tensor, "B Q"]],
+        dropped: Bool[Tensor, " B"] | None = None,
+    ) -> Prefix:
         """The cached prefix `question <bot>`."""
         ids, valid = question
         embeds = torch.cat([self.embed_question(ids, dropped), self._token(self.backbone.bot, len(ids), 1)], dim=1)
         return append(self.backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
-    def add_block(self, prefix: Prefix, z: Float[Tensor, "B N D"], running: Bool[Tensor, " B"]) -> tuple[Prefix, Float[Tensor, " B"]]:
+    def add_block(
+        self, prefix: Prefix, z: Float[Tensor, "B N D"], running: Bool[Tensor, " B"]
+    ) -> tuple[Prefix, Float[Tensor, " B"]]:
         """The prefix with `z <eot> <bot>` after its open `<bot>`, and the logit at `<eot>` that thinking stops here.
 
         In rows that are not `running` the block is padding: the sequence stays as it was.
@@ -282,14 +293,15 @@ class LatentReasoner(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LatentReasoner":
-        """Load what `save_pretrained` wrote, ready for inference.
+        """Load what `save_pretrained` wrote, ready for inference; the VAE from `vae/` in the folder or beside it.
 
         Raises:
             ValueError: if the folder holds no LatentReasoner.
         """
         folder = Path(folder)
         config = read_config(folder, "LatentReasoner")
-        vae = ThoughtVAE.from_pretrained(folder / "vae") if (folder / "vae").is_dir() else None
+        places = [place for place in (folder / "vae", folder.parent / "vae") if (place / "heads.safetensors").is_file()]
+        vae = ThoughtVAE.from_pretrained(places[0]) if places else None
         reasoner = cls(ReasonerConfig(**config), Backbone.from_pretrained(folder / "backbone"), vae)
-        reasoner.load_state_dict(load_file(folder / "heads.safetensors"), strict=False)
+        load_heads(reasoner, folder, ("backbone.",))
         return reasoner.eval()

@@ -66,6 +66,10 @@ class Posterior(NamedTuple):
 class ThoughtVAE(nn.Module):
     """Encoder and decoder of blocks of thought; build one with `from_backbone` or `from_pretrained`."""
 
+    latent_mean: Tensor
+    latent_std: Tensor
+    running_std: Tensor
+
     def __init__(self, config: ThoughtVAEConfig, encoder: Backbone, decoder: Backbone):
         super().__init__()
         self.config, self.encoder, self.decoder = config, encoder, decoder
@@ -130,7 +134,9 @@ class ThoughtVAE(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative beta-ELBO of M blocks, nats: cross-entropy summed over tokens + beta KL, mean over blocks."""
         config = self.config
-        posterior = self.encode(corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator), valid)
+        posterior = self.encode(
+            corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator), valid
+        )
         z = posterior.sample(generator)
         if self.training:
             self.running_std.lerp_(z.detach().std(), 0.01)
@@ -158,7 +164,9 @@ class ThoughtVAE(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save_pretrained(folder / "encoder")
         self.decoder.save_pretrained(folder / "decoder")
-        heads = {k: v.contiguous() for k, v in self.state_dict().items() if k.split(".")[0] not in ("encoder", "decoder")}
+        heads = {
+            k: v.contiguous() for k, v in self.state_dict().items() if k.split(".")[0] not in ("encoder", "decoder")
+        }
         save_file(heads, folder / "heads.safetensors")
         (folder / "config.json").write_text(json.dumps({"model": "ThoughtVAE", **asdict(self.config)}, indent=2))
 
@@ -176,7 +184,7 @@ class ThoughtVAE(nn.Module):
             Backbone.from_pretrained(folder / "encoder"),
             Backbone.from_pretrained(folder / "decoder"),
         )
-        vae.load_state_dict(load_file(folder / "heads.safetensors"), strict=False)
+        load_heads(vae, folder, ("encoder.", "decoder."))
         return vae.eval()
 
 
@@ -194,6 +202,19 @@ def read_config(folder: Path, model: str) -> dict:
     if found != model:
         raise ValueError(f"{folder} holds a {found}, not a {model}")
     return config
+
+
+def load_heads(model: nn.Module, folder: Path, elsewhere: tuple[str, ...]) -> None:
+    """Load `heads.safetensors`: all weights and buffers but those of the submodules named in `elsewhere`.
+
+    Raises:
+        ValueError: if the file lacks some of them or holds others.
+    """
+    saved = load_file(folder / "heads.safetensors")
+    wanted = {name for name in model.state_dict() if not name.startswith(elsewhere)}
+    if wanted != set(saved):
+        raise ValueError(f"{folder} was saved by another version of ladi: {sorted(wanted ^ set(saved))} differ")
+    model.load_state_dict(saved, strict=False)
 
 
 def corrupt(

@@ -232,9 +232,7 @@ def read_pca(fields: Fields) -> Pca:
     if len(times) != len(xy):
         raise fields.error("xy", f"has {len(xy)} entries for {len(times)} times")
     if any(len(row) != len(correct) or any(len(point) != 2 for point in row) for row in xy):
-        raise fields.error(
-            "xy", f"must hold one [x, y] for each of the {len(correct)} trajectories at every time"
-        )
+        raise fields.error("xy", f"must hold one [x, y] for each of the {len(correct)} trajectories at every time")
     points = [[(float(x), float(y)) for x, y in row] for row in xy]
     return Pca(fields.text("question"), [float(t) for t in times], points, correct)
 
@@ -251,9 +249,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Every metric's (step, value) by step; a step logged again after a resume replaces the first."""
     by_key: dict[str, dict[int, float]] = {}
     lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(
-        lines[:-1], start=1
-    ):  # what follows the last newline is still being written
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is still being written
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:

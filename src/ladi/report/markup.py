@@ -18,9 +18,7 @@ class Section:
 
     def html(self) -> str:
         title = html.escape(self.title)
-        return (
-            f"<section id='{self.anchor}'>\n<h2>{title}</h2>\n<p>{self.lead}</p>\n{self.body}\n</section>\n"
-        )
+        return f"<section id='{self.anchor}'>\n<h2>{title}</h2>\n<p>{self.lead}</p>\n{self.body}\n</section>\n"
 
 
 def figure(svg: str, caption: str = "") -> str:

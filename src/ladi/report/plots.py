@@ -135,9 +135,7 @@ def distinct_bars(evaluations: Sequence[Evaluation], index_of: dict[str, int], p
             axes.barh(row, estimate.value, height=0.34, color=color)
             axes.plot([estimate.low, estimate.high], [row, row], color=INK, linewidth=1.2)
             axes.text(0, row - 0.26, label if len(label) < 60 else label[:57] + "...", va="bottom")
-            axes.text(
-                max(estimate.high, estimate.value) + 0.015 * reach, row, f"{estimate.value:.2f}", va="center"
-            )
+            axes.text(max(estimate.high, estimate.value) + 0.015 * reach, row, f"{estimate.value:.2f}", va="center")
         axes.set_xlim(0, 1.1 * reach or 1)
         axes.set_ylim(len(rows) - 0.6, -0.75)
         axes.set_yticks([])
@@ -159,18 +157,12 @@ def sweep(
                 points = [(getattr(e, setting), e.pass_at[k]) for e in group if k in e.pass_at]
                 values = [100 * estimate.value for _, estimate in points]
                 face = color if k == 1 else "none"
-                axes.plot(
-                    [x for x, _ in points], values, style, color=color, linewidth=1.8 if k == 1 else 1.2
-                )
-                axes.plot(
-                    [x for x, _ in points], values, "o", color=color, markerfacecolor=face, markersize=4
-                )
+                axes.plot([x for x, _ in points], values, style, color=color, linewidth=1.8 if k == 1 else 1.2)
+                axes.plot([x for x, _ in points], values, "o", color=color, markerfacecolor=face, markersize=4)
                 for x, estimate in points:
                     draw_interval(axes, x, estimate, color, scale=100.0)
         if setting == "num_steps":
-            log_axis(
-                axes, sorted({e.num_steps for group in groups for e in group if e.num_steps is not None})
-            )
+            log_axis(axes, sorted({e.num_steps for group in groups for e in group if e.num_steps is not None}))
         axes.set_ylim(bottom=0, top=min(103.0, axes.get_ylim()[1]))
         ylabel = f"solved (%): pass@1, dashed pass@{largest}" if largest > 1 else "pass@1 (%)"
         axes.set(xlabel=xlabel, ylabel=ylabel)

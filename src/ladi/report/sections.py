@@ -71,9 +71,7 @@ def pass_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) ->
 
 
 def distinct_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -> Section | None:
-    shown = [
-        evaluation for evaluation in main_evaluations(evaluations) if evaluation.distinct_valid is not None
-    ]
+    shown = [evaluation for evaluation in main_evaluations(evaluations) if evaluation.distinct_valid is not None]
     if not shown:
         return None
     lead = "Longer is more diverse: only valid solutions count, and each of them once; lines are intervals."
@@ -158,9 +156,7 @@ def pca_caption(run: Run) -> str:
     assert run.denoising.pca is not None
     correct = run.denoising.pca.correct
     question = html.escape(run.denoising.pca.question)
-    return (
-        f"<code>{question}</code> &middot; {html.escape(run.name)}, {sum(correct)} of {len(correct)} correct"
-    )
+    return f"<code>{question}</code> &middot; {html.escape(run.name)}, {sum(correct)} of {len(correct)} correct"
 
 
 def denoising_section(runs: Sequence[Run]) -> Section | None:
@@ -220,9 +216,7 @@ def provenance_section(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -
              html.escape(plain(e.machine)), code(e.command)]
             for e in evaluations
         ]  # fmt: skip
-        parts.append(
-            table(["evaluation", "file", "seed", "commit", "machine", "command"], rows, "provenance")
-        )
+        parts.append(table(["evaluation", "file", "seed", "commit", "machine", "command"], rows, "provenance"))
     for run in runs:
         if run.provenance:
             rows = [[html.escape(key), provenance_value(value)] for key, value in run.provenance.items()]

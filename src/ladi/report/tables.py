@@ -60,9 +60,7 @@ def results_table(paths: Sequence[Path]) -> str:
     evaluations = [
         evaluation
         for path in paths
-        for evaluation in (
-            [read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations
-        )
+        for evaluation in ([read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations)
     ]
     titles = ["evaluation", "task", "questions x samples", *(f"pass@{k} (%)" for k in PASS_KS)]
     titles += ["distinct", "command", "seed", "commit"]

@@ -1,8 +1,8 @@
 """Arithmetic chains: add and subtract multi-digit numbers from left to right; easier than Countdown, no search.
 
-    question   37+45-12=
-    steps      37+45=82 | 82-12=70
-    answer     70
+question   37+45-12=
+steps      37+45=82 | 82-12=70
+answer     70
 """
 
 from dataclasses import dataclass

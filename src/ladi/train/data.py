@@ -31,7 +31,7 @@ class DataConfig:
 
     task: TaskConfig
     num_train: int = 300_000
-    """Size of the training set; an endless task is cut there, so that stages share one set and latents can be cached."""
+    """Size of the training set; an endless task is cut there, so that stages share it and latents can be cached."""
 
     def __post_init__(self):
         available = self.task.num_problems("train")
@@ -150,8 +150,6 @@ class LatentCache:
         return EncodedBlocks(mean, log_var, valid.to(device))
 
 
-def tokenize_pairs(
-    backbone: Backbone, questions: Sequence[str], answers: Sequence[str]
-) -> tuple[Tokens, Tokens]:
+def tokenize_pairs(backbone: Backbone, questions: Sequence[str], answers: Sequence[str]) -> tuple[Tokens, Tokens]:
     """Questions padded on the left, answers with `<eos>` padded on the right."""
     return backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)

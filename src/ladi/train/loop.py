@@ -21,7 +21,14 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -133,7 +140,10 @@ class State:
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if optim.ema_decay else {}
         matrices = [p for p in self.trainable.values() if p.ndim >= 2]
         vectors = [p for p in self.trainable.values() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas)
         self.step = 0
 
@@ -178,8 +188,8 @@ class State:
     @torch.no_grad()
     def average(self, decay: float) -> None:
         """Move the average towards the weights."""
-        if self.ema:
-            torch._foreach_lerp_(list(self.ema.values()), list(self.trainable.values()), 1 - decay)
+        for name, average in self.ema.items():
+            average.lerp_(self.trainable[name], 1 - decay)
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
@@ -238,7 +248,7 @@ def check_finite(metrics: dict[str, float], step: int, batch_size: int, run_dir:
     first = step * batch_size
     raise FloatingPointError(
         f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1}; "
-        f"last good checkpoint: {latest_checkpoint(run_dir) or 'none'}. Lower the learning rate or inspect these examples"
+        f"last good checkpoint: {latest_checkpoint(run_dir) or 'none'}. Lower lr, or look at these examples"
     )
 
 
@@ -287,14 +297,22 @@ def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, 
             if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stopped):
                 state.save(run_dir, config.keep_checkpoints)
             if stopped and not is_last:
-                print(f"stopped at step {state.step} of {config.steps}; run the same command to go on", file=sys.stderr)
+                print(
+                    f"stopped at step {state.step} of {config.steps}; run the same command to go on",
+                    file=sys.stderr,
+                )
                 sys.exit(128 + stopped[0])
     accelerator.end_training()
     return state.finish()
 
 
 def train_step(
-    config: LoopConfig, accelerator: Accelerator, module: nn.Module, state: State, batch_at: BatchAt, run_dir: Path
+    config: LoopConfig,
+    accelerator: Accelerator,
+    module: nn.Module,
+    state: State,
+    batch_at: BatchAt,
+    run_dir: Path,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
     share = config.batch_size // accelerator.num_processes

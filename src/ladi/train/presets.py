@@ -4,7 +4,7 @@ A preset is a `Pipeline`; its stages read one another's `final/` folders below o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ladi.inference.evaluate import EvalConfig
@@ -52,8 +52,8 @@ class Sizes:
     vae_lr: float = 2e-3
     reasoner_lr: float = 2e-3
     rollout_lr: float = 3e-4
-    loss: LossConfig = LossConfig()
-    rollout: RolloutConfig = RolloutConfig()
+    loss: LossConfig = field(default_factory=LossConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
 def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
@@ -100,6 +100,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             out_dir=root / "rollout",
             data=data,
             reasoner_dir=root / "reasoner" / "final",
+            vae_dir=root / "vae" / "final",
             latents_path=latents_path,
             loss=sizes.loss,
             rollout=sizes.rollout,

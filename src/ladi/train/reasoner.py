@@ -1,6 +1,6 @@
-"""Stage 1 (teacher forcing): fit the velocity of each block given the VAE's earlier blocks, the stop head and the answer.
+"""Stage 1 (teacher forcing): velocities of each block given the VAE's earlier blocks, the stop head and the answer.
 
-    L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR, section 3.3)
+L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR, section 3.3)
 """
 
 from dataclasses import dataclass, field
@@ -71,7 +71,11 @@ class Batch:
 
 
 def make_batch(
-    vae: ThoughtVAE, encoded: EncodedBlocks, tokens: tuple[Tokens, Tokens], target: str, generator: torch.Generator
+    vae: ThoughtVAE,
+    encoded: EncodedBlocks,
+    tokens: tuple[Tokens, Tokens],
+    target: str,
+    generator: torch.Generator,
 ) -> Batch:
     """Standardised flow targets and clean context blocks from posteriors."""
     sample = vae.standardise(encoded.sample(generator))
@@ -82,9 +86,9 @@ def make_batch(
 def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig, generator: torch.Generator) -> Tensor:
     """L_FM over R noise draws of every block: mean over latents and channels, then over real blocks and draws."""
     x0 = batch.target.repeat_interleave(config.noise_draws, dim=1)  # (B, K * R, N, D)
-    t = draw_times(
-        x0.shape[:2], generator, distribution=config.times, mean=config.times_mean, std=config.times_std
-    ).to(x0.device)
+    t = draw_times(x0.shape[:2], generator, distribution=config.times, mean=config.times_mean, std=config.times_std).to(
+        x0.device
+    )
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     v = reasoner.velocity(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)
     return velocity_mse(v, velocity_target(x0, noise), batch.block_valid.repeat_interleave(config.noise_draws, 1))
@@ -103,7 +107,11 @@ def draw_rows(probability: float, batch: Batch, generator: torch.Generator) -> B
 
 def total(terms: dict[str, Tensor], config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the terms `loss/flow`, `loss/answer`, `loss/stop`, and the terms for the log."""
-    weights = {"loss/flow": config.flow_weight, "loss/answer": config.answer_weight, "loss/stop": config.stop_weight}
+    weights = {
+        "loss/flow": config.flow_weight,
+        "loss/answer": config.answer_weight,
+        "loss/stop": config.stop_weight,
+    }
     return sum((weights[name] * term for name, term in terms.items()), torch.zeros(())), terms
 
 
@@ -135,7 +143,13 @@ def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, confi
         problems = config.data.problems(step, size, start, stop)
         encoded = cache.rows(config.data.indices(step, size, start, stop), reasoner.backbone.device)
         tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
-        return make_batch(vae, encoded, tokens, config.loss.target, loop.step_generator(config.loop.seed, step, 10_000 + start))
+        return make_batch(
+            vae,
+            encoded,
+            tokens,
+            config.loss.target,
+            loop.step_generator(config.loop.seed, step, 10_000 + start),
+        )
 
     return batch_at
 
@@ -150,9 +164,7 @@ def main(config: Config) -> Path:
         max_blocks=config.max_blocks,
         max_answer_tokens=config.max_answer_tokens,
     )
-    reasoner = LatentReasoner.from_backbone(
-        shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed
-    )
+    reasoner = LatentReasoner.from_backbone(shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed)
     cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
     reasoner = loop.run(
         config.loop,

@@ -1,4 +1,4 @@
-"""Stage 2 (rollout): the reasoner thinks its own blocks in training, and the answer loss reaches them through denoising.
+"""Stage 2 (rollout): the reasoner makes its own blocks in training; the answer loss reaches them through denoising.
 
 Each block is denoised in a few steps from a start time drawn per row. At start time 1 it comes from pure noise, as in
 the paper; below 1 it starts from the oracle block mixed with noise, so that the self-made block still carries the line
@@ -47,6 +47,8 @@ class Config:
     data: DataConfig
     reasoner_dir: Path
     """Saved reasoner of stage 1."""
+    vae_dir: Path
+    """The VAE of its latents."""
     latents_path: Path
     """Where the latents of the training set are cached."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -55,7 +57,11 @@ class Config:
 
 
 def roll_out(
-    reasoner: LatentReasoner, context: Context, x0: Float[Tensor, "B N D"], config: RolloutConfig, generator: torch.Generator
+    reasoner: LatentReasoner,
+    context: Context,
+    x0: Float[Tensor, "B N D"],
+    config: RolloutConfig,
+    generator: torch.Generator,
 ) -> Float[Tensor, "B N D"]:
     """A self-made block: Euler steps from mix(x0, noise, start) to t = 0; activations are recomputed in backward."""
     low, high = config.start_time
@@ -70,17 +76,19 @@ def roll_out(
 
 
 def loss(
-    reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, config: LossConfig, rollout: RolloutConfig
+    reasoner: LatentReasoner,
+    batch: Batch,
+    generator: torch.Generator,
+    config: LossConfig,
+    rollout: RolloutConfig,
 ):
-    """L of stage 2: flow loss of the oracle blocks in self-made context, answer and stop losses after self-made blocks."""
+    """L of stage 2: flow loss of oracle blocks in self-made context, answer and stop losses after self-made blocks."""
     prefix = reasoner.open(batch.question, draw_rows(config.drop_question, batch, generator))
     flow, stop_logits = [], []
     for block in range(batch.block_valid.shape[1]):
         context, running = reasoner.context(prefix), batch.block_valid[:, block]
         this = slice(block, block + 1)
-        oracle = Batch(
-            batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None]
-        )
+        oracle = Batch(batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None])
         flow.append((flow_loss(reasoner, context, oracle, config, generator), running.float().mean()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and rollout.denoising_gradient):
             z = roll_out(reasoner, context, batch.target[:, block], rollout, generator)
@@ -121,11 +129,7 @@ def main(config: Config) -> Path:
     run_dir = open_run(config.out_dir, config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
     cache = precompute_latents(
-        reasoner.vae,
-        config.reasoner_dir / "vae",
-        config.data,
-        config.latents_path,
-        reasoner.config.max_blocks,
+        reasoner.vae, config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks
     )
     reasoner = loop.run(
         config.loop,

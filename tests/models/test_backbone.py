@@ -1,0 +1,105 @@
+import pytest
+import torch
+from transformers import BertConfig, BertLMHeadModel
+
+from ladi.models.backbone import Backbone, BackboneConfig, character_tokenizer
+from ladi.models.decoding import append, continue_text, sample_tokens
+from tests.conftest import ALPHABET
+
+
+@torch.no_grad()
+def test_cached_equals_full_forward(backbone):
+    ids = torch.randint(6, 26, (2, 9), generator=torch.Generator().manual_seed(0))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    _, full = append(backbone, None, backbone.embed(ids), valid)
+    prefix, first = append(backbone, None, backbone.embed(ids[:, :4]), valid[:, :4])
+    pieces = [first]
+    for i in range(4, 9):
+        prefix, hidden = append(backbone, prefix, backbone.embed(ids[:, i : i + 1]), valid[:, i : i + 1])
+        pieces.append(hidden)
+    torch.testing.assert_close(torch.cat(pieces, 1), full, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_our_masked_forward_equals_the_causal_one_of_transformers(backbone):
+    ids = torch.randint(6, 26, (2, 9), generator=torch.Generator().manual_seed(0))
+    _, hidden = append(backbone, None, backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(backbone.logits(hidden), backbone.lm(ids).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_greedy_text_equals_that_of_transformers_generate(backbone):
+    ids, valid = backbone.tokenize(["44-19", "3*7=2"])
+    prefix, _ = append(backbone, None, backbone.embed(ids), valid)
+    texts, _ = continue_text(backbone, prefix, 8)
+    expected = backbone.lm.generate(ids, attention_mask=valid.long(), max_new_tokens=8, do_sample=False)
+    assert texts == backbone.detokenize(expected[:, ids.shape[1] :])
+
+
+@torch.no_grad()
+def test_padding_does_not_change_the_text(backbone):
+    ids, valid = backbone.tokenize(["44-19=", "3*7="], side="left")
+    together, _ = continue_text(backbone, append(backbone, None, backbone.embed(ids), valid)[0], 8)
+    alone_ids, alone_valid = backbone.tokenize(["3*7="])
+    alone, _ = continue_text(backbone, append(backbone, None, backbone.embed(alone_ids), alone_valid)[0], 8)
+    assert together[1:] == alone
+
+
+def test_sampled_tokens_follow_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3)
+    drawn = sample_tokens(logits, 2.0, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=3) / len(drawn)
+    torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), rtol=0, atol=0.015)
+
+
+def test_characters_survive_the_round_trip():
+    tokenizer = character_tokenizer(ALPHABET)
+    text = "44-19=25,35+25=60 \n#"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("4x")["input_ids"][1] == tokenizer.unk_token_id
+
+
+def test_saved_backbone_loads_with_its_tokenizer(backbone, tmp_path):
+    backbone.save_pretrained(tmp_path)
+    loaded = Backbone.from_pretrained(tmp_path)
+    ids, _ = loaded.tokenize(["19,35:54"])
+    assert ids.tolist() == backbone.tokenize(["19,35:54"])[0].tolist()
+    torch.testing.assert_close(loaded.lm(ids).logits, backbone.lm(ids).logits, rtol=0, atol=1e-6)
+
+
+def test_a_model_without_our_special_tokens_gets_them(backbone, tmp_path):
+    backbone.save_pretrained(tmp_path)
+    loaded = Backbone.from_pretrained(tmp_path)
+    loaded.tokenizer.add_tokens(["<other>"])
+    assert len({loaded.bot, loaded.eot, loaded.soa, loaded.eos, loaded.pad}) == 5
+
+
+def test_another_family_is_refused(tmp_path):
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, is_decoder=True
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'bert' model; use a llama or qwen3"):
+        Backbone.from_pretrained(tmp_path)
+
+
+def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
+    backbone.add_lora(2)
+    trainable = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all("lora" in name for name in trainable)
+    with torch.no_grad():
+        for name, p in backbone.named_parameters():
+            if "lora_B" in name:
+                p.normal_(generator=torch.Generator().manual_seed(0))
+    ids, valid = backbone.tokenize(["19,35:54"])
+    _, before = append(backbone, None, backbone.embed(ids), valid)
+    backbone.save_pretrained(tmp_path)
+    loaded = Backbone.from_pretrained(tmp_path)
+    _, after = append(loaded, None, loaded.embed(ids), valid)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="must be a multiple of num_heads"):
+        BackboneConfig(width=30, num_heads=4)

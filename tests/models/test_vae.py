@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig, corrupt, read_config
+from tests.conftest import tiny_backbone
+
+TEXTS = ["44-19=25", "35+25=60", "7*8=56", "90/3=30"]
+
+
+def make(decoder="full", **fields):
+    config = ThoughtVAEConfig(num_latents=2, latent_width=8, decoder=decoder, max_block_tokens=12, **fields)
+    return ThoughtVAE.from_backbone(config, tiny_backbone())
+
+
+def train(vae, steps, lr=3e-3):
+    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
+    optimizer = torch.optim.Adam([p for p in vae.parameters() if p.requires_grad], lr)
+    for step in range(steps):
+        loss, _ = vae.loss(*batch, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return vae.eval()
+
+
+def test_one_batch_can_be_overfitted_and_is_decoded_exactly():
+    vae = train(make(), 250)
+    posterior = vae.encode(*vae.encoder.tokenize(TEXTS, add_eos=True))
+    assert vae.decode(posterior.mean) == TEXTS
+
+
+@pytest.mark.parametrize("decoder", ["frozen", "lora"])
+def test_the_decoder_language_model_is_bitwise_unchanged(decoder):
+    vae = make(decoder)
+    before = {n: p.clone() for n, p in vae.decoder.named_parameters() if "lora" not in n}
+    train(vae, 3)
+    after = dict(vae.decoder.named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert all(after[n].grad is None for n in before)
+
+
+def test_the_encoder_trains_while_the_decoder_is_frozen():
+    vae = make("frozen")
+    before = vae.encoder.lm.model.layers[0].mlp.up_proj.weight.clone()
+    train(vae, 3)
+    assert not torch.equal(before, vae.encoder.lm.model.layers[0].mlp.up_proj.weight)
+
+
+def test_kl_and_loss_agree_with_torch_distributions():
+    vae = make(beta=0.5)
+    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
+    loss, metrics = vae.loss(*batch, torch.Generator().manual_seed(0))
+    posterior = vae.encode(*batch)
+    q = torch.distributions.Normal(posterior.mean, (0.5 * posterior.log_var).exp())
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum((1, 2)).mean()
+    torch.testing.assert_close(metrics["loss/kl"], kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, metrics["loss/reconstruction"] + 0.5 * kl, rtol=1e-4, atol=1e-4)
+
+
+def test_posterior_samples_have_the_posteriors_moments():
+    vae = make()
+    posterior = vae.encode(*vae.encoder.tokenize(TEXTS[:1] * 4000, add_eos=True))
+    samples = posterior.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(samples.mean(0), posterior.mean[0], rtol=0, atol=0.02)
+    torch.testing.assert_close(samples.std(0), (0.5 * posterior.log_var[0]).exp(), rtol=0.06, atol=0)
+
+
+def test_padding_does_not_change_the_posterior():
+    vae = make()
+    together = vae.encode(*vae.encoder.tokenize(["7*8=56", "90/3=30,1+2=3"], add_eos=True))
+    alone = vae.encode(*vae.encoder.tokenize(["7*8=56"], add_eos=True))
+    torch.testing.assert_close(together.mean[:1], alone.mean, rtol=0, atol=1e-5)
+
+
+def test_standardise_and_restore_are_inverse():
+    vae = make()
+    vae.latent_mean.normal_(generator=torch.Generator().manual_seed(0))
+    vae.latent_std.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(3, 2, 8)
+    torch.testing.assert_close(vae.restore(vae.standardise(z)), z)
+
+
+def test_corruption_replaces_the_stated_share_of_real_tokens_only():
+    ids = torch.full((400, 10), 99)
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[:, 7:] = False
+    out = corrupt(ids, valid, 0.3, 20, torch.Generator().manual_seed(0))
+    assert (out[:, 7:] == 99).all()
+    assert (out[:, :7] != 99).float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def test_saved_vae_loads_with_its_statistics(tmp_path):
+    vae = make().eval()
+    vae.latent_std.fill_(2.0)
+    vae.save_pretrained(tmp_path)
+    loaded = ThoughtVAE.from_pretrained(tmp_path)
+    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
+    torch.testing.assert_close(loaded.encode(*batch).mean, vae.encode(*batch).mean, rtol=0, atol=1e-6)
+    assert (loaded.latent_std == 2).all()
+
+
+def test_loading_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        ThoughtVAE.from_pretrained(tmp_path)
+    tiny_backbone().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a qwen3, not a ThoughtVAE"):
+        read_config(tmp_path, "ThoughtVAE")
+
+
+def test_a_latent_space_without_latents_is_refused():
+    with pytest.raises(ValueError, match="at least 1 latent"):
+        ThoughtVAEConfig(num_latents=0)
