@@ -212,7 +212,7 @@ def evaluate(
     wall_s = time.perf_counter() - start
     counts = judged.num_correct
     curve = {str(k): interval([pass_at_k(config.num_samples, c, k) for c in counts]) for k in config.ks}
-    distinct = [len({v.canonical for v in row if v.correct}) for row in judged.verdicts]
+    distinct = [float(len({v.canonical for v in row if v.correct})) for row in judged.verdicts]
     label = config.label or ("AR" if is_ar else f"LaDiR {config.readout}")
     return {
         "label": label,

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -261,6 +262,7 @@ def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, 
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
+    AcceleratorState._reset_state()  # Accelerate keeps the last run's precision for the process; each run has its own
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=list(config.trackers) or None,

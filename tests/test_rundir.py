@@ -1,0 +1,79 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import ladi.rundir as rundir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    lr: float = 0.1
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    out_dir: Path
+    inner: Inner = field(default_factory=Inner)
+    steps: int = 1
+
+
+def test_the_same_configuration_enters_its_folder_again(tmp_path):
+    for _ in range(2):
+        rundir.open_run(tmp_path / "run", Config(out_dir=tmp_path / "run"))
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_another_configuration_is_refused_by_field_and_value(tmp_path):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    with pytest.raises(ValueError, match=r"inner\.lr \(0\.1 before, 0\.2 now\); steps \(1 before, 2 now\)"):
+        rundir.open_run(tmp_path, Config(out_dir=tmp_path, inner=Inner(lr=0.2), steps=2))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="choose another out_dir"):
+        rundir.open_run(tmp_path / "file", Config(out_dir=tmp_path))
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    final = tmp_path / "final"
+    with rundir.atomic_dir(final) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(NotADirectoryError), rundir.atomic_dir(final) as folder:
+        (folder / "a" / "b").write_text((folder / "a").write_text("2") and "fails: a is a file")
+    assert (final / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+def test_half_written_checkpoints_are_not_seen(tmp_path):
+    rundir.checkpoint_dir(tmp_path, 2).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".tmp-step-00000004").mkdir()
+    assert rundir.latest_checkpoint(tmp_path) == rundir.checkpoint_dir(tmp_path, 2)
+    assert rundir.latest_checkpoint(tmp_path / "elsewhere") is None
+
+
+def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
+    for step in (1, 2, 3):
+        rundir.append_metrics(tmp_path, step, {"loss/total": float("nan") if step == 1 else 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss/to')
+    rundir.truncate_metrics(tmp_path, 2)
+    rundir.append_metrics(tmp_path, 3, {"loss/total": 0.25})
+    assert [(m["step"], m["loss/total"]) for m in rundir.read_metrics(tmp_path)] == [(1, None), (2, 0.5), (3, 0.25)]
+
+
+def test_provenance_says_what_a_number_must_stand_beside():
+    assert {"command", "commit", "machine", "torch"} <= set(rundir.provenance())
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path):
+    import torch
+
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    before = rundir.folder_fingerprint(tmp_path)
+    assert before == rundir.folder_fingerprint(tmp_path)
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert before != rundir.folder_fingerprint(tmp_path)

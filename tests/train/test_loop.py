@@ -1,0 +1,227 @@
+"""The loop on a small regression; the script below is also run in processes that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ladi.rundir import checkpoint_dir, latest_checkpoint, read_metrics
+from ladi.train import loop
+from ladi.train.loop import LoopConfig, OptimConfig
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.train.test_loop import config, run
+run(config(steps=40), Path(sys.argv[1]), pause_s=0.02)
+"""
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 1)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(()))
+
+
+def config(**fields) -> LoopConfig:
+    settings = {"steps": 6, "batch_size": 8, "micro_batch_size": 4, "checkpoint_every": 2, "log_every": 1}
+    optim = OptimConfig(lr=0.01, warmup_steps=2, ema_decay=0.9)
+    return LoopConfig(**{**settings, "optim": optim, **fields})
+
+
+def batch_at(step, start, stop):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 3, generator=generator)[start:stop]
+
+
+def loss(model, batch, generator):
+    noise = torch.randn(len(batch), 1, generator=generator)
+    model.seen += len(batch)
+    error = model.second(model.first(batch).tanh()) - batch.sum(1, keepdim=True) - 0.1 * noise
+    return error.square().mean(), {"loss/square": error.square().mean()}
+
+
+def run(settings: LoopConfig, run_dir: Path, pause_s: float = 0.0, loss=loss):
+    def slow(step, start, stop):
+        time.sleep(pause_s)
+        return batch_at(step, start, stop)
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return loop.run(settings, run_dir, Net(), slow, loss, label="test")
+
+
+def last_tensors(run_dir):
+    folder = latest_checkpoint(run_dir)
+    return {f.name: load_file(f) for f in folder.glob("*.safetensors")}
+
+
+def logged(run_dir):
+    return [{k: v for k, v in line.items() if k != "time/step_s"} for line in read_metrics(run_dir)]
+
+
+def assert_same_run(a, b):
+    tensors_a, tensors_b = last_tensors(a), last_tensors(b)
+    assert set(tensors_a) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    for name, tensors in tensors_a.items():
+        assert set(tensors) == set(tensors_b[name])
+        assert all(torch.equal(tensor, tensors_b[name][k]) for k, tensor in tensors.items()), name
+    assert logged(a) == logged(b)
+
+
+def test_a_run_that_failed_midway_resumes_to_the_uninterrupted_one(tmp_path):
+    def broken(model, batch, generator):
+        if model.seen >= 8 * 5:
+            raise RuntimeError("power cut")
+        return loss(model, batch, generator)
+
+    run(config(), tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(config(), tmp_path / "cut", loss=broken)
+    assert latest_checkpoint(tmp_path / "cut") == checkpoint_dir(tmp_path / "cut", 4)
+    run(config(), tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_resumes_to_the_uninterrupted_run(tmp_path, number):
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", SCRIPT.format(tests=root), str(tmp_path / "cut")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    while latest_checkpoint(tmp_path / "cut") is None and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "run the same command to go on" in said
+    else:
+        assert process.returncode == -9
+    assert json.loads((latest_checkpoint(tmp_path / "cut") / "state.json").read_text())["step"] < 40
+    run(config(steps=40), tmp_path / "cut")
+    run(config(steps=40), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_returns_its_averaged_weights_again(tmp_path):
+    first, again = (run(config(), tmp_path) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert torch.equal(first.first.weight, load_file(latest_checkpoint(tmp_path) / "ema.safetensors")["first.weight"])
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
+    def plain(model, batch, generator):
+        error = model.second(model.first(batch).tanh()) - batch.sum(1, keepdim=True)
+        return error.square().mean(), {}
+
+    nets = [run(config(micro_batch_size=size), tmp_path / str(size), loss=plain) for size in (2, 8)]
+    torch.testing.assert_close(nets[0].first.weight, nets[1].first.weight)
+
+
+def test_the_average_is_that_of_its_closed_form(tmp_path):
+    weights = []
+
+    def watched(model, batch, generator):
+        weights.append(model.first.weight.detach().clone())
+        return loss(model, batch, generator)
+
+    run(config(steps=3, micro_batch_size=8, checkpoint_every=1, keep_checkpoints=3), tmp_path, loss=watched)
+    expected = weights[0]
+    for step in range(3):
+        after = load_file(checkpoint_dir(tmp_path, step + 1) / "model.safetensors")["first.weight"]
+        expected = expected + (after - expected) * (1 - min(0.9, (1 + step) / (10 + step)))
+    found = load_file(checkpoint_dir(tmp_path, 3) / "ema.safetensors")["first.weight"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_fraction():
+    optim = OptimConfig(lr=1.0, warmup_steps=10, final_lr_fraction=0.1)
+    rates = [loop.learning_rate(optim, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5499, abs=0.01)  # half way down the cosine
+
+
+def test_a_loss_that_is_not_finite_stops_with_everything_named_and_nothing_lost(tmp_path):
+    def bad(model, batch, generator):
+        value, metrics = loss(model, batch, generator)
+        return (value * float("nan") if model.seen > 8 * 3 else value), metrics
+
+    with pytest.raises(FloatingPointError) as error:
+        run(config(), tmp_path, loss=bad)
+    for part in ("step 3", "loss/total=nan", "examples 24 to 31", "step-00000002"):
+        assert part in str(error.value)
+    weights = load_file(checkpoint_dir(tmp_path, 2) / "model.safetensors")
+    assert all(t.isfinite().all() for t in weights.values())
+
+
+def test_frozen_weights_are_neither_changed_nor_stored(tmp_path):
+    before, net = Net().frozen.weight.clone(), run(config(), tmp_path)
+    assert torch.equal(net.frozen.weight, before)
+    for tensors in last_tensors(tmp_path).values():
+        assert not any("frozen" in name for name in tensors)
+
+
+def test_old_checkpoints_are_dropped_and_nothing_is_pickled(tmp_path):
+    run(config(), tmp_path)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000004", "step-00000006"]
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".json", ".jsonl", ".safetensors"}
+
+
+def test_too_little_disk_is_said_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("ladi.rundir.shutil.disk_usage", lambda path: type("usage", (), {"free": 100})())
+    with pytest.raises(OSError, match="MB free"):
+        run(config(), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_bf16_keeps_fp32_weights(tmp_path):
+    net = run(config(precision="bf16"), tmp_path)
+    assert net.first.weight.dtype == torch.float32
+
+
+def test_a_tracker_gets_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(config(trackers=("tensorboard",)), tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"micro_batch_size": 3}, "multiple of micro_batch_size"),
+        ({"trackers": ("mlflow",)}, "unknown tracker 'mlflow'"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+def test_contradictions_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        config(**fields)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        config(trackers=("wandb",))
+
+
+def test_step_generators_differ_by_seed_step_and_index():
+    draws = {
+        float(torch.rand((), generator=loop.step_generator(*key)))
+        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    }
+    assert len(draws) == 4
