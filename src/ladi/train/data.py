@@ -33,7 +33,12 @@ class DataConfig:
     num_train: int = 300_000
     """Size of the training set; an endless task is cut there, so that stages share it and latents can be cached."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise unless the task has enough problems (a finite one is read for that).
+
+        Raises:
+            ValueError: if there are fewer training problems than `num_train`.
+        """
         available = self.task.num_problems("train")
         if available is not None and available < self.num_train:
             raise ValueError(f"num_train is {self.num_train}, but the task has {available} training problems; lower it")

@@ -14,6 +14,7 @@ from ladi.models.vae import ThoughtVAEConfig
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.countdown import Countdown
+from ladi.tasks.jsonl import Jsonl
 from ladi.train import reasoner, rollout, sft, vae
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
@@ -184,9 +185,33 @@ def arithmetic_tiny(root: Path = Path("runs/arithmetic_tiny"), seed: int = 0) ->
     return pipeline(sizes, root, seed)
 
 
+def jsonl_small(root: Path = Path("runs/jsonl_small"), seed: int = 0) -> Pipeline:
+    """Your own data: `--data.task.path FILE`, and `--backbone.name-or-path MODEL` to start from a pretrained one."""
+    sizes = Sizes(
+        task=Jsonl(),
+        backbone=BackboneConfig(width=320, num_layers=6, num_heads=10, mlp_width=896, max_positions=2048, seed=seed),
+        vae=ThoughtVAEConfig(num_latents=4, latent_width=64, decoder="full", beta=0.05, max_block_tokens=256),
+        max_blocks=8,
+        max_answer_tokens=64,
+        num_train=1000,
+        batch_size=64,
+        micro_batch_size=16,
+        sft_steps=2000,
+        vae_steps=2000,
+        reasoner_steps=10_000,
+        rollout_steps=1000,
+        sft_lr=3e-4,
+        vae_lr=3e-4,
+        reasoner_lr=3e-4,
+        rollout_lr=1e-4,
+    )
+    return pipeline(sizes, root, seed)
+
+
 PRESETS: dict[str, Callable[..., Pipeline]] = {
     "cd3_tiny": cd3_tiny,
     "cd4_tiny": cd4_tiny,
     "cd4_small": cd4_small,
     "arithmetic_tiny": arithmetic_tiny,
+    "jsonl_small": jsonl_small,
 }

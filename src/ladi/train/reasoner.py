@@ -156,6 +156,7 @@ def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, confi
 
 def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
+    config.data.check()
     run_dir = open_run(config.out_dir, config)
     vae = ThoughtVAE.from_pretrained(config.vae_dir)
     shape = ReasonerConfig(

@@ -126,6 +126,7 @@ def answer_logits(reasoner: LatentReasoner, prefix: Prefix, batch: Batch) -> Flo
 
 def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
+    config.data.check()
     run_dir = open_run(config.out_dir, config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
     cache = precompute_latents(

@@ -51,6 +51,7 @@ def loss(backbone: Backbone, batch: tuple[Tokens, Tokens], generator: torch.Gene
 
 def main(config: Config) -> Path:
     """Train and save `final/`; returns its path."""
+    config.data.check()
     run_dir = open_run(config.out_dir, config)
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     if config.lora_rank:

@@ -77,6 +77,7 @@ def block_texts(task: TaskConfig, split: str, count: int, block: str) -> list[st
 
 def main(config: Config) -> Path:
     """Train, store latent statistics, report reconstruction; save `final/` and return its path."""
+    config.data.check()
     run_dir = open_run(config.out_dir, config)
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)

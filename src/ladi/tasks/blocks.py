@@ -1,0 +1,31 @@
+"""Cut a chain of thought into blocks, one sentence or line each.
+
+"Half of 3.5 is 1.75. Add 1, e.g. by hand."  ->  "Half of 3.5 is 1.75." | "Add 1, e.g. by hand."
+"""
+
+import re
+from typing import Literal
+
+SplitBy = Literal["sentence", "line", "whole"]
+
+# A sentence ends at . ! or ? before white space, unless the dot belongs to an abbreviation.
+SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)\s+"
+)
+
+
+def split_cot(cot: str, by: SplitBy) -> tuple[str, ...]:
+    """The blocks of a chain of thought, in order, without empty ones; joined they are the text up to white space.
+
+    Raises:
+        ValueError: if the way of splitting is unknown.
+    """
+    if by == "whole":
+        parts = [cot]
+    elif by == "line":
+        parts = cot.splitlines()
+    elif by == "sentence":
+        parts = [part for line in cot.splitlines() for part in SENTENCE_END.split(line)]
+    else:
+        raise ValueError(f"unknown split {by!r}; use sentence, line or whole")
+    return tuple(part.strip() for part in parts if part.strip())

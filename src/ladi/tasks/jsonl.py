@@ -1,0 +1,120 @@
+"""Your own data: one JSON object per line.
+
+{"question": "What is 2+3*4?", "steps": ["3*4=12", "2+12=14"], "answer": "14"}
+{"question": "What is 2+3*4?", "cot": "3*4 is 12. Then 2+12 is 14.", "answer": "14"}
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ladi.tasks.answers import extract_answer, same_answer
+from ladi.tasks.base import Problem, Verdict, stable_uniform
+from ladi.tasks.blocks import SplitBy, split_cot
+
+SPLITS = ("train", "validation", "test")
+
+
+def parse_row(line: str, where: str, split_by: SplitBy) -> Problem:
+    """The problem of one line.
+
+    Raises:
+        ValueError: if the line is no JSON object with a question, an answer and either steps or cot; says where.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: need a JSON object, got {type(row).__name__}")
+    for name in ("question", "answer"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {row.get(name)!r}")
+    if ("steps" in row) == ("cot" in row):
+        raise ValueError(f"{where}: need either 'steps' (a list of texts) or 'cot' (one text), got keys {sorted(row)}")
+    if "steps" in row:
+        steps = row["steps"]
+        if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
+            raise ValueError(f"{where}: 'steps' must be a list of texts that are not empty, got {steps!r}")
+    else:
+        if not isinstance(row["cot"], str) or not row["cot"].strip():
+            raise ValueError(f"{where}: 'cot' must be a text that is not empty, got {row['cot']!r}")
+        steps = split_cot(row["cot"], split_by)
+    return Problem(question=row["question"], steps=tuple(steps), answer=row["answer"])
+
+
+@lru_cache
+def read_rows(path: Path, split_by: SplitBy) -> tuple[Problem, ...]:
+    """All problems of a file, read once per process; empty lines are skipped.
+
+    Raises:
+        ValueError: if the file is missing, empty, or has a malformed row.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}; name a JSONL file of question, steps or cot, and answer")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = tuple(parse_row(line, f"{path}, line {i}", split_by) for i, line in enumerate(lines, 1) if line.strip())
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+@lru_cache
+def split_rows(path: Path, split_by: SplitBy, reserved: float) -> dict[str, tuple[Problem, ...]]:
+    """The rows of each split, by a stable hash of the question."""
+    splits: dict[str, list[Problem]] = {name: [] for name in SPLITS}
+    for problem in read_rows(path, split_by):
+        u = stable_uniform("jsonl", problem.question)
+        splits["train" if u >= reserved else "validation" if u < reserved / 2 else "test"].append(problem)
+    return {name: tuple(rows) for name, rows in splits.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl:
+    """The task `jsonl`."""
+
+    path: Path = Path("data.jsonl")
+    split_by: SplitBy = "sentence"
+    """How a `cot` is cut into blocks."""
+    reserved: float = 0.1
+    """Share of questions kept out of training, half for validation and half for test."""
+
+    name = "jsonl"
+    step_separator = "\n"
+    cot_in_answer = False
+    splits = SPLITS
+
+    def __post_init__(self):
+        if not 0 < self.reserved < 1:
+            raise ValueError(f"reserved is a share between 0 and 1, got {self.reserved}")
+
+    @property
+    def alphabet(self) -> str:
+        """Every character of the file's texts."""
+        rows = read_rows(self.path, self.split_by)
+        return "".join(sorted({c for p in rows for text in (p.question, *p.steps, p.answer) for c in text}))
+
+    def num_problems(self, split: str) -> int:
+        """Rows of a split."""
+        return len(split_rows(self.path, self.split_by, self.reserved)[split])
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Row `index` of a split.
+
+        Raises:
+            ValueError: if the split is unknown or has no such row.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; jsonl has {', '.join(SPLITS)}")
+        rows = split_rows(self.path, self.split_by, self.reserved)[split]
+        if not 0 <= index < len(rows):
+            raise ValueError(f"{self.path} has {len(rows)} {split} rows, so no row {index}; ask for fewer questions")
+        return rows[index]
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Correct if the final answer in the text equals the row's."""
+        answer = extract_answer(text)
+        if same_answer(answer, problem.answer):
+            return Verdict(correct=True, reason="ok", canonical=problem.answer)
+        return Verdict(correct=False, reason="wrong answer")

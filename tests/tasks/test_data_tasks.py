@@ -1,0 +1,130 @@
+"""Users' own JSONL, GSM8K, block splitting and answer comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ladi.tasks.answers import extract_answer, same_answer
+from ladi.tasks.blocks import split_cot
+from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.jsonl import Jsonl
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def write(path: Path, *rows) -> Jsonl:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return Jsonl(path=path)
+
+
+def test_steps_and_cot_rows_become_the_same_blocks(tmp_path):
+    steps = write(
+        tmp_path / "a.jsonl",
+        *({"question": f"{i}?", "steps": ["A is 1.", "B is 2."], "answer": "2"} for i in range(40)),
+    )
+    cot = write(
+        tmp_path / "b.jsonl", *({"question": f"{i}?", "cot": "A is 1. B is 2.", "answer": "2"} for i in range(40))
+    )
+    assert [steps.problem("train", i) for i in range(10)] == [cot.problem("train", i) for i in range(10)]
+
+
+def test_splits_share_no_question_and_lose_none(tmp_path):
+    task = write(tmp_path / "a.jsonl", *({"question": f"{i}?", "cot": "x", "answer": "2"} for i in range(200)))
+    questions = [task.problem(s, i).question for s in task.splits for i in range(task.num_problems(s))]
+    assert sorted(questions) == sorted(f"{i}?" for i in range(200))
+    assert 5 <= task.num_problems("test") <= 20
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "need a JSON object, got list"),
+        ({"question": "q", "cot": "c"}, "'answer' must be a text"),
+        ({"question": " ", "cot": "c", "answer": "1"}, "'question' must be a text"),
+        ({"question": "q", "answer": "1"}, "need either 'steps'"),
+        ({"question": "q", "answer": "1", "cot": "c", "steps": ["c"]}, "need either 'steps'"),
+        ({"question": "q", "answer": "1", "steps": "c"}, "'steps' must be a list"),
+        ({"question": "q", "answer": "1", "steps": []}, "'steps' must be a list"),
+        ({"question": "q", "answer": 1, "cot": "c"}, "'answer' must be a text"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path, row, said):
+    task = write(tmp_path / "bad.jsonl", {"question": "q", "cot": "c", "answer": "1"}, row)
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: ") as error:
+        task.problem("train", 0)
+    assert said in str(error.value)
+
+
+def test_missing_and_empty_files_are_said(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        Jsonl(path=tmp_path / "none.jsonl").problem("train", 0)
+    with pytest.raises(ValueError, match="has no rows"):
+        write(tmp_path / "empty.jsonl").problem("train", 0)
+
+
+def test_gsm8k_rows_lose_their_calculator_marks():
+    task = Gsm8k(path=str(FIXTURES))
+    problem = task.problem("train", 0)
+    assert problem.answer == "72"
+    assert len(problem.steps) == 2
+    assert "<<" not in "".join(problem.steps)
+    assert task.verify(problem, "... so 24 + 48 = 72\n#### 72").correct
+    assert not task.verify(problem, "#### 71").correct
+    assert (task.num_problems("train"), task.num_problems("test")) == (8, 4)
+
+
+def test_sentences_are_not_cut_at_decimals_or_abbreviations():
+    assert split_cot("Half of 3.5 is 1.75. Add 1, e.g. by hand! Done", "sentence") == (
+        "Half of 3.5 is 1.75.",
+        "Add 1, e.g. by hand!",
+        "Done",
+    )
+    assert split_cot("a. b\n\nc", "line") == ("a. b", "c")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(), st.sampled_from(["sentence", "line", "whole"]))
+def test_blocks_joined_are_the_text_up_to_white_space(text, by):
+    assert "".join("".join(split_cot(text, by)).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("3+4=7\n#### 7", "7"),
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        ("The answer is 42.", "42"),
+        ("first 3, then 1,200", "1,200"),
+        ("none", "none"),
+        (r"\boxed{1", "1"),
+        ("####", ""),
+    ],
+)
+def test_the_final_answer_is_found(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("1,200.0", "$1200", True),
+        ("0.5", "1/2", True),
+        ("25%", "25", True),
+        (r"\frac{1}{2}", "0.5", True),
+        (r"\sqrt{4}", "3", False),
+        ("1/0", "1", False),
+        ("7", "8", False),
+    ],
+)
+def test_equal_answers_are_recognised(a, b, same):
+    assert same_answer(a, b) is same
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60), st.text(alphabet="0123456789./\\{}frac$%-, ", max_size=30))
+def test_no_text_makes_the_comparison_raise(a, b):
+    assert isinstance(same_answer(extract_answer(a), extract_answer(b)), bool)

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from ladi.inference.text import alphabet
+from ladi.models.backbone import Backbone
+from ladi.train.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_its_stages_read_what_the_earlier_ones_write(name):
+    p = PRESETS[name](Path("root"), 3)
+    assert p.vae.backbone_dir == p.reasoner.backbone_dir == p.sft.out_dir / "final"
+    assert p.reasoner.vae_dir == p.rollout.vae_dir == p.vae.out_dir / "final"
+    assert p.rollout.reasoner_dir == p.reasoner.out_dir / "final"
+    assert p.rollout.latents_path == p.reasoner.latents_path
+    assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout)} == {3}
+
+
+@pytest.mark.parametrize(("name", "most"), [("cd3_tiny", 2e6), ("cd4_tiny", 2e6), ("cd4_small", 10e6)])
+def test_backbones_keep_to_their_size(name, most):
+    p = PRESETS[name](Path("root"))
+    backbone = Backbone.from_config(p.sft.backbone, alphabet(p.sft.data.task))
+    assert sum(parameter.numel() for parameter in backbone.parameters()) <= most
+
+
+@pytest.mark.parametrize("name", ["cd3_tiny", "cd4_tiny", "cd4_small", "arithmetic_tiny"])
+def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
+    p = PRESETS[name](Path("root"))
+    task = p.sft.data.task
+    for i in range(500):
+        problem = task.problem("train", i)
+        assert len(problem.steps) <= p.reasoner.max_blocks
+        assert max(map(len, problem.steps)) < p.vae.vae.max_block_tokens
+        assert len(problem.answer) < p.reasoner.max_answer_tokens
