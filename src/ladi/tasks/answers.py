@@ -70,5 +70,5 @@ def same_answer(answer: str, truth: str) -> bool:
     # math-verify gives an empty list or False for what it cannot read. Its own timeouts need signals, which only the
     # main thread has; the length bound above does their work.
     no_timeout: Any = None
-    parsed = [parse(f"${text}$", parsing_timeout=no_timeout) for text in (truth, answer)]
-    return bool(verify(*parsed, timeout_seconds=no_timeout))
+    gold, found = (parse(f"${text}$", parsing_timeout=no_timeout) for text in (truth, answer))
+    return bool(verify(gold, found, timeout_seconds=no_timeout))
