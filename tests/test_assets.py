@@ -1,0 +1,73 @@
+"""The bundled models do what their provenance says, measured again."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from ladi import quickstart
+from ladi.bundled import ASSETS, bundled_models, resolve
+from ladi.inference.evaluate import EvalConfig, evaluate
+from ladi.models.generation import SampleConfig
+from ladi.models.vae import ThoughtVAE
+from ladi.tasks.countdown import Countdown
+from ladi.train.vae import block_texts, reconstruction
+
+FOLDER = ASSETS / "cd3_tiny"
+TASK = Countdown(size=3, max_input=50)
+PROVENANCE = json.loads((FOLDER / "provenance.json").read_text())
+LADIR = [name for name in PROVENANCE if name.startswith("stage")]
+
+
+def measure(name: str, **fields):
+    temperature = 1.0 if name == "ar" else 0.0
+    sample = SampleConfig(num_steps=30, temperature=temperature)
+    config = EvalConfig(
+        model_dir=FOLDER / name, task=TASK, num_questions=60, num_samples=16, ks=(1, 16), sample=sample, **fields
+    )
+    return evaluate(config)
+
+
+@pytest.mark.parametrize("name", ["ar", *LADIR])
+def test_accuracy_is_what_the_provenance_says(name):
+    record = measure(name)
+    for k in ("1", "16"):
+        claimed = PROVENANCE[name]["metrics"][f"pass@{k}"]
+        assert record["pass@k"][k]["low"] - 0.03 <= claimed <= record["pass@k"][k]["high"] + 0.03
+
+
+@pytest.mark.parametrize("name", LADIR)
+def test_answers_need_the_latents(name):
+    use = measure(name, latent_use_samples=2)["latent_use"]
+    for altered in ("zeroed", "shuffled", "noise"):
+        assert use[altered]["high"] < use["intact"]["low"]
+
+
+def test_the_vae_reconstructs_held_out_blocks():
+    vae = ThoughtVAE.from_pretrained(FOLDER / "vae")
+    texts = block_texts(TASK, "validation", 300, "step")
+    report = reconstruction(vae, texts, torch.Generator().manual_seed(0), (1.0,))
+    assert report["vae/exact_mean"] >= 0.98
+    assert report["vae/exact_noise_1.0"] < 0.5  # the test can fail: much noise does destroy the text
+
+
+def test_every_bundled_model_has_its_provenance_and_all_stay_small():
+    for name in bundled_models():
+        entry = json.loads((resolve(name).parent / "provenance.json").read_text())[name.rsplit("/", 1)[1]]
+        assert {"command", "commit", "seed", "metrics"} <= set(entry)
+    assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 40e6
+
+
+def test_the_quickstart_runs_from_the_bundled_models(tmp_path):
+    config = quickstart.Config(out_dir=tmp_path, num_questions=4, num_samples=4, num_steps=3, train_steps=2)
+    report = quickstart.main(config, Console(quiet=True))
+    text = report.read_text()
+    for part in ("AR SFT", "LaDiR stage 1", "pass@", "loss/flow"):
+        assert part in text
+
+
+def test_a_preset_without_bundled_models_is_said(tmp_path):
+    config = quickstart.Config(out_dir=tmp_path, preset="jsonl_small")
+    with pytest.raises(ValueError, match="add --from-scratch"):
+        quickstart.main(config, Console(quiet=True))
