@@ -12,6 +12,6 @@ ladi train reasoner $P           # stage 1: denoise blocks, teacher forced
 ladi train rollout $P            # stage 2: learn from self-made blocks
 
 # A token-level model trained on as many examples as all of the reasoner's stages together.
-ladi train sft $P --out-dir $R/ar_matched --loop.steps 4400
+ladi train sft $P --out-dir $R/ar_matched --loop.steps 4300
 
 bash recipes/eval_countdown3.sh

@@ -15,7 +15,7 @@ for split in test test_unseen; do
 done
 $EVAL $main --model-dir $A/stage1 --latent-use-samples 4 --label "LaDiR without stage 2" --json $OUT/eval/stage1_test.json
 $EVAL $main --model-dir $A/stage2 --readout vae --label "LaDiR, VAE readout" --json $OUT/eval/stage2_vae_test.json
-$EVAL $main --model-dir $A/ar --sample.temperature 0.0 --num-samples 1 --ks 1 --label "AR SFT greedy" --json $OUT/eval/ar_greedy_test.json
+$EVAL --model-dir $A/ar --sample.temperature 0.0 --num-questions 500 --num-samples 1 --ks 1 --label "AR SFT greedy" --json $OUT/eval/ar_greedy_test.json
 
 # Sweeps on the stage-2 model: denoising steps, repulsion, initial noise.
 for steps in 2 5 10 30 50; do

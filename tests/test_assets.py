@@ -1,6 +1,7 @@
 """The bundled models do what their provenance says, measured again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_the_vae_reconstructs_held_out_blocks():
 
 def test_every_bundled_model_has_its_provenance_and_all_stay_small():
     for name in bundled_models():
-        entry = json.loads((resolve(name).parent / "provenance.json").read_text())[name.rsplit("/", 1)[1]]
+        entry = json.loads((resolve(Path(name)).parent / "provenance.json").read_text())[name.rsplit("/", 1)[1]]
         assert {"command", "commit", "seed", "metrics"} <= set(entry)
     assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 40e6
 

@@ -42,6 +42,9 @@ class Config:
     """Denoising steps."""
     train_steps: int = 60
     """Stage-2 steps of the minute of training."""
+    train_lr: float = 1e-4
+    """Its learning rate; low, since batches are small."""
+    train_batch: int = 96
     seed: int = 0
 
 
@@ -118,7 +121,7 @@ def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, con
 def learn(config: Config, pipeline: Pipeline, reasoner_dir: Path, console: Console) -> Path:
     """About a minute of stage 2 from the bundled stage-1 reasoner; returns the run's folder."""
     console.print(f"\nTraining stage 2 for {config.train_steps} steps from the stage-1 reasoner ...")
-    steps, size = config.train_steps, 64
+    steps, size = config.train_steps, config.train_batch
     stage = replace(
         pipeline.rollout,
         out_dir=config.out_dir / "learn",
@@ -133,7 +136,7 @@ def learn(config: Config, pipeline: Pipeline, reasoner_dir: Path, console: Conso
             log_every=2,
             checkpoint_every=steps,
             seed=config.seed,
-            optim=OptimConfig(lr=pipeline.rollout.loop.optim.lr, warmup_steps=5, ema_decay=0.9),
+            optim=OptimConfig(lr=config.train_lr, warmup_steps=5, ema_decay=0.9),
         ),
     )
     rollout.main(stage)

@@ -124,8 +124,8 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
         sft_steps=1000,
         vae_steps=1200,
         reasoner_steps=3000,
-        rollout_steps=400,
-        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+        rollout_steps=300,
+        rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
     )
     return pipeline(sizes, root, seed)
 
@@ -142,7 +142,7 @@ def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
         vae_steps=1200,
         reasoner_steps=6000,
         rollout_steps=500,
-        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+        rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
     )
     return pipeline(sizes, root, seed)
 
@@ -163,7 +163,7 @@ def cd4_small(root: Path = Path("runs/cd4_small"), seed: int = 0) -> Pipeline:
         sft_lr=1e-3,
         vae_lr=1e-3,
         reasoner_lr=1e-3,
-        rollout=RolloutConfig(start_time=(0.4, 1.0)),
+        rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
     )
     return pipeline(sizes, root, seed)
 
