@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.path import mix
+from ladi.flow.solver import Velocity, euler_step
 from ladi.losses import token_cross_entropy
 from ladi.models.decoding import Prefix, append
 from ladi.models.reasoner import Context, LatentReasoner
@@ -56,22 +57,20 @@ class Config:
     loop: loop.LoopConfig
 
 
-def roll_out(
-    reasoner: LatentReasoner,
-    context: Context,
-    x0: Float[Tensor, "B N D"],
-    config: RolloutConfig,
-    generator: torch.Generator,
+def denoise_block(
+    velocity: Velocity, x0: Float[Tensor, "B N D"], config: RolloutConfig, generator: torch.Generator
 ) -> Float[Tensor, "B N D"]:
     """A self-made block: Euler steps from mix(x0, noise, start) to t = 0; activations are recomputed in backward."""
     low, high = config.start_time
     start = (low + (high - low) * torch.rand(len(x0), generator=generator)).to(x0.device)
     x = mix(x0, torch.randn(x0.shape, generator=generator).to(x0.device), start)
-    step = lambda x, t: reasoner.velocity(context, x[:, None], t[:, None])[:, 0]  # noqa: E731
+
+    def recomputed(x, t):
+        return checkpoint(velocity, x, t, use_reentrant=False) if torch.is_grad_enabled() else velocity(x, t)
+
     for i in range(config.num_steps):
-        t = start * (1 - i / config.num_steps)
-        v = checkpoint(step, x, t, use_reentrant=False) if torch.is_grad_enabled() else step(x, t)
-        x = x - v * (start / config.num_steps)[:, None, None]
+        t, t_next = (start * (1 - k / config.num_steps) for k in (i, i + 1))
+        x = euler_step(recomputed, x, t, t_next)
     return x
 
 
@@ -91,7 +90,7 @@ def loss(
         oracle = Batch(batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None])
         flow.append((flow_loss(reasoner, context, oracle, config, generator), running.float().mean()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and rollout.denoising_gradient):
-            z = roll_out(reasoner, context, batch.target[:, block], rollout, generator)
+            z = denoise_block(velocity_in(reasoner, context), batch.target[:, block], rollout, generator)
         prefix, logit = reasoner.add_block(prefix, z, running)
         stop_logits.append(logit)
     if config.hide_question:
@@ -107,6 +106,11 @@ def loss(
         },
         config,
     )
+
+
+def velocity_in(reasoner: LatentReasoner, context: Context) -> Velocity:
+    """The reasoner's velocity of one block per row, in a context."""
+    return lambda x, t: reasoner.velocity(context, x[:, None], t[:, None])[:, 0]
 
 
 def hide_question(prefix: Prefix, batch: Batch, rows: Bool[Tensor, " B"]) -> Prefix:

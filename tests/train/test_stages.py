@@ -1,0 +1,118 @@
+"""The losses of stages 1 and 2."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ladi.train import reasoner as stage1
+from ladi.train import rollout as stage2
+from ladi.train.data import EncodedBlocks, LatentCache
+from ladi.train.reasoner import Batch, LossConfig
+from ladi.train.rollout import RolloutConfig
+
+VALID = torch.tensor([[True, True], [True, False]])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def batch(reasoner) -> Batch:
+    latents = torch.randn(2, 2, 2, 4, generator=generator(1))
+    question = reasoner.backbone.tokenize(["19,35,44:60", "5,7:12"], side="left")
+    answer = reasoner.backbone.tokenize(["44-19=25,35+25=60", "7+5=12"], add_eos=True)
+    return Batch(question=question, answer=answer, target=latents, context=latents, block_valid=VALID)
+
+
+@pytest.mark.parametrize("start_time", [(1.0, 1.0), (0.2, 0.5)])
+def test_a_rollout_with_the_exact_velocity_ends_at_the_data(start_time):
+    x0 = torch.randn(5, 2, 4, generator=generator())
+    config = RolloutConfig(num_steps=7, start_time=start_time)
+    made = stage2.denoise_block(lambda x, t: (x - x0) / t[:, None, None], x0, config, generator())
+    torch.testing.assert_close(made, x0, rtol=0, atol=1e-5)
+
+
+def answer_gradient(reasoner, batch, **fields):
+    config = LossConfig(flow_weight=0.0, stop_weight=0.0, drop_question=0.0)
+    value, _ = stage2.loss(reasoner, batch, generator(), config, RolloutConfig(num_steps=3, **fields))
+    reasoner.zero_grad()
+    value.backward()
+    gradient = reasoner.velocity_head.weight.grad
+    return 0.0 if gradient is None else gradient.abs().max().item()
+
+
+def test_the_answer_loss_reaches_the_denoising_steps_when_asked(reasoner, batch):
+    assert answer_gradient(reasoner, batch) > 0
+    assert answer_gradient(reasoner, batch, denoising_gradient=False) == 0
+
+
+def test_the_rollout_gradient_equals_finite_differences(reasoner, batch):
+    """Checkpointed Euler steps, packed masks and caches, differentiated as one."""
+    config = LossConfig(flow_weight=0.0, stop_weight=0.0, drop_question=0.0)
+
+    def value():
+        return stage2.loss(reasoner, batch, generator(), config, RolloutConfig(num_steps=3))[0]
+
+    weight, direction = reasoner.velocity_head.weight, torch.randn(4, 32, generator=generator(5))
+    reasoner.zero_grad()
+    value().backward()
+    expected = (weight.grad * direction).sum().item()
+    step = 1e-3
+    with torch.no_grad():
+        weight += step * direction
+        above = value().item()
+        weight -= 2 * step * direction
+        below = value().item()
+    assert (above - below) / (2 * step) == pytest.approx(expected, rel=0.02, abs=1e-4)
+
+
+def test_the_flow_loss_of_a_zero_velocity_is_the_second_moment_of_the_target(reasoner, batch):
+    with torch.no_grad():
+        reasoner.velocity_head.weight.zero_()
+        clean = reasoner.read(batch.question, batch.context, VALID, batch.answer)
+        config = LossConfig(noise_draws=400)
+        found = stage1.flow_loss(reasoner, clean.blocks, batch, config, generator())
+    assert found.item() == pytest.approx(1 + batch.target[VALID].square().mean().item(), rel=0.05)
+
+
+def test_blocks_that_are_padding_do_not_move_the_loss(reasoner, batch):
+    config = LossConfig(drop_question=0.0)
+    moved = batch.target.clone()
+    moved[1, 1] += 5
+    other = replace(batch, target=moved, context=moved)
+    with torch.no_grad():
+        terms = [stage1.loss(reasoner, b, generator(), config)[1] for b in (batch, other)]
+    for name in terms[0]:
+        torch.testing.assert_close(terms[0][name], terms[1][name])
+
+
+def test_the_stop_loss_asks_for_the_answer_after_the_last_block():
+    logits = torch.tensor([[0.3, -0.2], [1.5, 9.0]])
+    expected = binary_cross_entropy_with_logits(torch.tensor([0.3, -0.2, 1.5]), torch.tensor([0.0, 1.0, 1.0]))
+    torch.testing.assert_close(stage1.stop_loss(logits, VALID), expected)
+
+
+def test_targets_are_standardised_posterior_means_and_contexts_draws(vae):
+    vae.latent_mean.fill_(1.0)
+    vae.latent_std.fill_(2.0)
+    encoded = EncodedBlocks(torch.full((1, 1, 2, 4), 3.0), torch.full((1, 1, 2, 4), -30.0), VALID[:1, :1])
+    tokens = vae.encoder.tokenize(["1"])
+    made = stage1.make_batch(vae, encoded, (tokens, tokens), "mean", generator())
+    torch.testing.assert_close(made.target, torch.ones(1, 1, 2, 4))
+    torch.testing.assert_close(made.context, torch.ones(1, 1, 2, 4), rtol=0, atol=1e-5)
+
+
+def test_cached_rows_are_cut_to_the_longest_of_them():
+    cache = LatentCache(torch.zeros(3, 4, 2, 4), torch.zeros(3, 4, 2, 4), torch.tensor([1, 4, 2]))
+    rows = cache.rows(torch.tensor([0, 2]), torch.device("cpu"))
+    assert rows.mean.shape[1] == 2
+    assert rows.valid.tolist() == [[True, False], [True, True]]
+
+
+@pytest.mark.parametrize("start_time", [(0.0, 0.5), (0.6, 0.5), (0.5, 1.5)])
+def test_a_start_time_outside_its_range_is_refused(start_time):
+    with pytest.raises(ValueError, match="start_time"):
+        RolloutConfig(start_time=start_time)
