@@ -35,7 +35,7 @@ class EvalConfig:
     num_questions: int = 500
     num_samples: int = 100
     """Texts per question: one from each of as many latent trajectories, or as many AR samples."""
-    ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 100)
+    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     readout: Literal["text", "vae"] = "text"
     """Read the LM head's answer, or the VAE decoder's text of the blocks."""
     sample: SampleConfig = field(default_factory=SampleConfig)
