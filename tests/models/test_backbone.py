@@ -84,6 +84,7 @@ def test_another_family_is_refused(tmp_path):
 
 
 def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
+    backbone.save_pretrained(tmp_path / "plain")
     backbone.add_lora(2)
     trainable = {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert trainable
@@ -91,13 +92,15 @@ def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
     with torch.no_grad():
         for name, p in backbone.named_parameters():
             if "lora_B" in name:
-                p.normal_(generator=torch.Generator().manual_seed(0))
+                p.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     ids, valid = backbone.tokenize(["19,35:54"])
     _, before = append(backbone, None, backbone.embed(ids), valid)
     backbone.save_pretrained(tmp_path)
     loaded = Backbone.from_pretrained(tmp_path)
     _, after = append(loaded, None, loaded.embed(ids), valid)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    _, plain = append(Backbone.from_pretrained(tmp_path / "plain"), None, loaded.embed(ids), valid)
+    assert (after - plain).abs().max() > 1e-3  # the update was merged, not dropped
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():
