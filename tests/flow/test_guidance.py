@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from ladi.flow.guidance import relative_strength, repulsion, with_guidance, with_repulsion
-from ladi.flow.solver import euler_step, integrate
+from ladi.flow.guidance import relative_strength, repulsion, repulsion_push, with_guidance
+from ladi.flow.solver import integrate_sde
 from ladi.flow.times import sampling_grid
 
 
@@ -97,16 +97,15 @@ def test_equally_far_blocks_attract_under_the_narrow_bandwidth():
 def guided_line(gamma_max):
     """0, 1, 10: the distances are 1, 9 and 10, the bandwidth 9."""
     z = on_a_line(0.0, 1.0, 10.0)
-    moved = euler_step(with_repulsion(still, gamma_max), z, torch.full((3,), 1.0), torch.full((3,), 0.9))
-    return z.flatten(), moved.flatten()
+    return z.flatten(), (z + repulsion_push(gamma_max)(z, torch.tensor(1.0), torch.tensor(0.9))).flatten()
 
 
-def test_a_guided_euler_step_pushes_a_near_pair_apart():
+def test_a_step_pushes_a_near_pair_apart():
     before, after = guided_line(0.1)
     assert after[1] - after[0] > before[1] - before[0] + 0.01
 
 
-def test_a_guided_euler_step_pulls_a_far_pair_together():
+def test_a_step_pulls_a_far_pair_together():
     before, after = guided_line(0.1)
     assert after[2] - after[0] < before[2] - before[0] - 0.001
 
@@ -117,22 +116,27 @@ def test_guidance_of_strength_0_changes_nothing():
 
 
 def test_the_push_fades_in_proportion_to_t():
-    z = blocks(4, 2, 3)
-    guided = with_repulsion(still, 0.5)
-    late, early = guided(z, torch.full((4,), 0.2)), guided(z, torch.full((4,), 0.8))
+    z, push = blocks(4, 2, 3), repulsion_push(0.5)
+    late, early = (push(z, torch.tensor(t), torch.tensor(t - 0.1)) for t in (0.2, 0.8))
     assert torch.allclose(early, 4 * late, atol=1e-6)
 
 
-def test_the_push_hardly_depends_on_the_number_of_steps():
+def still_path(num_steps):
+    """Displacement of resting blocks by the push alone."""
     z = blocks(4, 2, 3)
-    coarse, fine = (integrate(with_repulsion(still, 0.5), z, sampling_grid(k)) - z for k in (50, 100))
+    path = integrate_sde(still, z, sampling_grid(num_steps), 0.0, torch.Generator(), repulsion_push(0.5))
+    return path.states[-1] - z
+
+
+def test_the_push_hardly_depends_on_the_number_of_steps():
+    coarse, fine = still_path(50), still_path(100)
     assert torch.allclose(coarse, fine, atol=0.02)
     assert coarse.norm() > 0.1
 
 
 def test_a_negative_strength_is_refused():
     with pytest.raises(ValueError, match="gamma_max is -1"):
-        with_repulsion(still, -1.0)
+        repulsion_push(-1.0)
 
 
 def test_an_unknown_bandwidth_is_refused():

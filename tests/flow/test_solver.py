@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ladi.flow.solver import euler_step, integrate, integrate_sde, integrate_trajectory, sde_transition
+from ladi.flow.solver import euler_step, integrate, integrate_sde, noisy_steps, sde_transition
 from ladi.flow.times import sampling_grid
 
 DATA_STD = 0.5
@@ -64,7 +64,7 @@ def test_samples_of_the_sde_have_the_propagated_std():
 def test_noise_level_0_is_the_ode():
     x, generator = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)), torch.Generator()
     path = integrate_sde(exact_velocity, x, sampling_grid(7), 0.0, generator)
-    assert torch.equal(path.states, integrate_trajectory(exact_velocity, x, sampling_grid(7)))
+    assert torch.equal(path.states[-1], integrate(exact_velocity, x, sampling_grid(7)))
 
 
 def test_noise_level_0_has_no_spread():
@@ -144,12 +144,30 @@ def test_the_velocity_gets_times_in_the_leading_shape_of_x():
     assert set(shapes) == {(2, 3)}
 
 
-def test_the_trajectory_begins_with_x_and_ends_where_integrate_does():
-    x, times = torch.ones(2, 3, 4), sampling_grid(5)
-    trajectory = integrate_trajectory(exact_velocity, x, times, "heun")
-    assert trajectory.shape == (6, 2, 3, 4)
-    assert torch.equal(trajectory[0], x)
-    assert torch.equal(trajectory[-1], integrate(exact_velocity, x, times, "heun"))
+def test_only_steps_of_the_window_are_noisy():
+    x = torch.ones(2, 3, 4)
+    path = integrate_sde(exact_velocity, x, sampling_grid(6), 0.7, torch.Generator().manual_seed(0), window=(1, 3))
+    assert [bool((std > 0).all()) for std in path.stds] == [False, True, True, False, False, False]
+    for k in (0, 3, 4, 5):
+        assert torch.equal(path.states[k + 1], path.means[k])
+
+
+@pytest.mark.parametrize("window", [(0, 0), (2, 1), (-1, 2), (0, 7)])
+def test_a_window_outside_the_grid_is_refused(window):
+    with pytest.raises(ValueError, match="sde_window must satisfy"):
+        noisy_steps(sampling_grid(6), 0.7, window)
+
+
+def test_pushes_are_stored_and_part_of_the_means():
+    x, generator = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    path = integrate_sde(exact_velocity, x, sampling_grid(4), 0.7, generator, push=lambda x, t, t_next: t * x)
+    times = sampling_grid(4)
+    for k, (t, t_next) in enumerate(pairwise(times)):
+        mean, _ = sde_transition(
+            path.states[k], exact_velocity(path.states[k], t.expand(3)), t, t_next, 0.7 if t_next > 0 else 0.0
+        )
+        torch.testing.assert_close(path.means[k], mean + path.pushes[k])
+        torch.testing.assert_close(path.pushes[k], t * path.states[k])
 
 
 def test_gradients_flow_through_the_whole_chain():

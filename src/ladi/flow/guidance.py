@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 
 from ladi.arrays import Float, Tensor
-from ladi.flow.path import broadcast_time
-from ladi.flow.solver import Velocity
+from ladi.flow.solver import Push, Velocity
 
 Bandwidth = Literal["median", "median_over_log_n"]
 
@@ -76,13 +75,11 @@ def _median_of_pairs(distance: Float[Tensor, "*batch G G"]) -> Float[Tensor, "*b
     return distance[..., row, column].quantile(0.5, dim=-1)
 
 
-def with_repulsion(velocity: Velocity, gamma_max: float, bandwidth: Bandwidth = "median") -> Velocity:
-    """The velocity v - gamma_t F(x), gamma_t = gamma_max t, for x of shape (..., G, N, D).
+def repulsion_push(gamma_max: float, bandwidth: Bandwidth = "median") -> Push:
+    """The displacement |dt| gamma_t F(x), gamma_t = gamma_max t, of a step of x (..., G, N, D): near pairs move apart.
 
-    F is SUBTRACTED because dt < 0: an Euler step moves the state by |dt| gamma_t F, near pairs apart.
-    Differs from the paper, which adds gamma_t F to the state once per step, whatever the size of the step:
-    # here the push is an integral over time and does not depend on the number of steps.
-    In `sde_transition` the velocity also enters the score term; there add |dt| gamma_t F to the mean instead.
+    Differs from the paper, which adds gamma_t F to the state once per step, whatever the size of the step: here the
+    push is an integral over time and does not depend on the number of steps.
 
     Raises:
         ValueError: if gamma_max is negative.
@@ -90,10 +87,10 @@ def with_repulsion(velocity: Velocity, gamma_max: float, bandwidth: Bandwidth = 
     if gamma_max < 0:
         raise ValueError(f"gamma_max is {gamma_max}; it must be 0 (no guidance) or more")
 
-    def repelled(x, t):
-        return velocity(x, t).float() - gamma_max * broadcast_time(x, t) * repulsion(x, bandwidth)
+    def push(x, t, t_next):
+        return gamma_max * float(t) * float(t - t_next) * repulsion(x, bandwidth)
 
-    return repelled
+    return push
 
 
 def relative_strength(

@@ -4,7 +4,7 @@ All solvers see the model as a `Velocity` and walk a falling grid of times (`tim
 Everything is computed and returned in float32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +16,9 @@ from ladi.flow.path import Time, broadcast_time, noise_from_velocity
 
 Velocity = Callable[[Float[Tensor, "*batch N D"], Float[Tensor, "*batch"]], Float[Tensor, "*batch N D"]]
 """velocity(x_t, t) -> v; the solvers pass t in the leading shape of x_t."""
+
+Push = Callable[[Float[Tensor, "*batch N D"], Tensor, Tensor], Float[Tensor, "*batch N D"]]
+"""push(x_t, t, t_next) -> what guidance adds to the state in that step; t and t_next are numbers on the grid."""
 
 
 def euler_step(
@@ -49,21 +52,6 @@ def _check_grid(times: Float[Tensor, " num_times"]) -> None:
         raise ValueError(f"times must fall strictly within [0, 1] and be at least 2, got {times.tolist()}")
 
 
-def _ode_states(
-    velocity: Velocity, x: Float[Tensor, "*batch N D"], times: Float[Tensor, " num_times"], method: str
-) -> Iterator[Tensor]:
-    """Yield the state at every time of the grid, the given one first."""
-    _check_grid(times)
-    if method not in ODE_STEPS:
-        raise ValueError(f"unknown method {method!r}; use one of {sorted(ODE_STEPS)}")
-    x = x.float()
-    times = times.float().to(x.device)
-    yield x
-    for t, t_next in pairwise(times):
-        x = ODE_STEPS[method](velocity, x, t.expand(x.shape[:-2]), t_next.expand(x.shape[:-2]))
-        yield x
-
-
 def integrate(
     velocity: Velocity,
     x: Float[Tensor, "*batch N D"],
@@ -77,19 +65,13 @@ def integrate(
     Raises:
         ValueError: if times do not fall strictly within [0, 1], or the method is unknown.
     """
-    for state in _ode_states(velocity, x, times, method):
-        x = state
+    _check_grid(times)
+    if method not in ODE_STEPS:
+        raise ValueError(f"unknown method {method!r}; use one of {sorted(ODE_STEPS)}")
+    x = x.float()
+    for t, t_next in pairwise(times.float().to(x.device)):
+        x = ODE_STEPS[method](velocity, x, t.expand(x.shape[:-2]), t_next.expand(x.shape[:-2]))
     return x
-
-
-def integrate_trajectory(
-    velocity: Velocity,
-    x: Float[Tensor, "*batch N D"],
-    times: Float[Tensor, " num_times"],
-    method: Literal["euler", "heun"] = "euler",
-) -> Float[Tensor, "num_times *batch N D"]:
-    """As `integrate`, but the states at all times, the first of which is `x`."""
-    return torch.stack(list(_ode_states(velocity, x, times, method)))
 
 
 def sde_transition(
@@ -129,12 +111,29 @@ def sde_transition(
 
 @dataclass(frozen=True, kw_only=True)
 class SdePath:
-    """A sampled path: states[k + 1] = means[k] + stds[k] * standard normal noise."""
+    """A sampled path: states[k + 1] = means[k] + stds[k] * standard normal noise; means contain the pushes."""
 
     states: Float[Tensor, "num_times *batch N D"]
     means: Float[Tensor, "num_steps *batch N D"]
     stds: Float[Tensor, "num_steps *batch 1 1"]
-    """0 for a step that ends at t = 0: that step has no density and takes no part in a policy loss."""
+    """0 for a step without noise: it has no density and takes no part in a policy loss."""
+    pushes: Float[Tensor, "num_steps *batch N D"] | None
+    """Displacements by guidance; a trainer adds these same constants to its own means."""
+
+
+def noisy_steps(
+    times: Float[Tensor, " num_times"], noise_level: float, window: tuple[int, int] | None = None
+) -> list[float]:
+    """The noise level of each step: 0 for steps that end at t = 0 or lie outside `window` = (first, last + 1).
+
+    Raises:
+        ValueError: if the window names no step of the grid.
+    """
+    num_steps = len(times) - 1
+    first, stop = window or (0, num_steps)
+    if not 0 <= first < stop <= num_steps:
+        raise ValueError(f"sde_window must satisfy 0 <= first < stop <= {num_steps} (num_steps), got {window}")
+    return [noise_level if first <= k < stop and times[k + 1] > 0 else 0.0 for k in range(num_steps)]
 
 
 def integrate_sde(
@@ -143,24 +142,37 @@ def integrate_sde(
     times: Float[Tensor, " num_times"],
     noise_level: float,
     generator: torch.Generator,
+    push: Push | None = None,
+    window: tuple[int, int] | None = None,
 ) -> SdePath:
     """A sample of the SDE of `sde_transition` along `times`, with what a policy gradient needs of each step.
 
-    A step that ends at t = 0 is an Euler step, without noise and so without the score term that makes up for
-    noise: keeping that term alone would shrink the data's std (0.474 for 0.480 at 10 steps, noise level 0.7,
-    true std 0.5).
+    A step that ends at t = 0, or lies outside `window`, is an Euler step, without noise and so without the score term
+    that makes up for noise: keeping that term alone would shrink the data's std (0.474 for 0.480 at 10 steps, noise
+    level 0.7, true std 0.5). `push` is added to every mean.
 
     Raises:
-        ValueError: if times do not fall strictly within [0, 1], or noise_level < 0.
+        ValueError: if times do not fall strictly within [0, 1], noise_level < 0, or the window is not on the grid.
     """
     _check_grid(times)
-    states, means, stds = [x.float()], [], []
-    for t, t_next in pairwise(times):
+    levels = noisy_steps(times, noise_level, window)
+    states, means, stds, pushes = [x.float()], [], [], []
+    for (t, t_next), level in zip(pairwise(times), levels, strict=True):
         x_t = states[-1]
         v = velocity(x_t, t.float().to(x.device).expand(x.shape[:-2]))
-        mean, std = sde_transition(x_t, v, t, t_next, noise_level if t_next > 0 else 0.0)
-        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+        mean, std = sde_transition(x_t, v, t, t_next, level)
+        if push is not None:
+            pushes.append(push(x_t, t, t_next))
+            mean = mean + pushes[-1]
         means.append(mean)
         stds.append(std)
-        states.append(mean + std * noise)
-    return SdePath(states=torch.stack(states), means=torch.stack(means), stds=torch.stack(stds))
+        states.append(mean)
+        if level:
+            noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+            states[-1] = mean + std * noise
+    return SdePath(
+        states=torch.stack(states),
+        means=torch.stack(means),
+        stds=torch.stack(stds),
+        pushes=torch.stack(pushes) if pushes else None,
+    )

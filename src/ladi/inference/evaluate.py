@@ -143,8 +143,8 @@ def run_samples(
                 model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, generator
             )
         else:
-            paths, num_blocks, tokens = generate_latents(model, questions, config.num_samples, config.sample, generator)
-            latents = paths[:, :, :, -1]
+            paths = generate_latents(model, questions, config.num_samples, config.sample, generator)
+            latents, num_blocks, tokens = paths.latents, paths.num_blocks, paths.tokens_processed
             if config.readout == "vae":
                 new = vae_texts(model, latents, num_blocks, config.task.step_separator)
             else:
@@ -170,8 +170,8 @@ def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalC
         chunk = problems[first : first + size]
         generator = chunk_generator(config, first)
         questions = [p.question for p in chunk]
-        paths, num_blocks, _ = generate_latents(model, questions, per_question, config.sample, generator)
-        latents = paths[:, :, :, -1]
+        paths = generate_latents(model, questions, per_question, config.sample, generator)
+        latents, num_blocks = paths.latents, paths.num_blocks
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         forms = {
             "intact": (latents, num_blocks),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
-from ladi.models.backbone import Backbone, KeyValues
+from ladi.models.backbone import Backbone, KeyValues, expand_rows
 from ladi.models.mask import append_mask
 
 
@@ -46,15 +46,25 @@ def sample_tokens(
     return torch.multinomial(probs, 1, generator=generator).squeeze(1)
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """Decoded tokens of B rows: `valid` up to and with the first `<eos>`; rows without one were cut, not `finished`."""
+
+    ids: Int[Tensor, "B T"]
+    valid: Bool[Tensor, "B T"]
+    finished: Bool[Tensor, " B"]
+    tokens_processed: int
+
+
 @torch.no_grad()
-def continue_text(
+def continue_ids(
     backbone: Backbone,
     prefix: Prefix,
     max_new_tokens: int,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[list[str], int]:
-    """Text decoded after `prefix` until `<eos>` or `max_new_tokens`, and the number of tokens the model processed.
+) -> Continuation:
+    """Tokens decoded after `prefix` until `<eos>` or `max_new_tokens`.
 
     `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
     """
@@ -64,7 +74,7 @@ def continue_text(
     alive = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
         token = sample_tokens(backbone.logits(prefix.hidden), temperature, generator)
-        ids[rows, i] = token
+        ids[rows[alive], i] = token[alive]
         alive = alive & (token != backbone.eos)
         if not bool(alive.any()) or i + 1 == max_new_tokens:
             break
@@ -78,10 +88,36 @@ def continue_text(
             backbone.embed(token[:, None]),
             torch.ones_like(token, dtype=torch.bool)[:, None],
         )
-    return backbone.detokenize(ids), processed
+    is_eos = ids == backbone.eos
+    valid = (is_eos.long().cumsum(1) - is_eos.long()) == 0
+    # A row that was cut may only look as if it had ended: its last token was drawn, the padding after it was not.
+    finished = torch.ones(batch, dtype=torch.bool, device=ids.device)
+    finished[rows[alive]] = False
+    length = int(valid.sum(1).max())
+    return Continuation(ids[:, :length], valid[:, :length], finished, processed)
+
+
+def continue_text(
+    backbone: Backbone,
+    prefix: Prefix,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[list[str], int]:
+    """As `continue_ids`, but the texts, and the number of tokens the model processed."""
+    out = continue_ids(backbone, prefix, max_new_tokens, temperature, generator)
+    return backbone.detokenize(out.ids), out.tokens_processed
 
 
 def select_rows(prefix: Prefix, rows: Int[Tensor, " A"]) -> Prefix:
     """The prefix of some rows, in the given order; a row may be named more than once."""
     past = tuple((k[rows], v[rows]) for k, v in prefix.past)
     return Prefix(past, prefix.valid[rows], prefix.position[rows], prefix.hidden[rows])
+
+
+def expand(prefix: Prefix, repeats: int) -> Prefix:
+    """The prefix with every row repeated `repeats` times, neighbours together."""
+    if repeats == 1:
+        return prefix
+    valid, position, hidden = (x.repeat_interleave(repeats, 0) for x in (prefix.valid, prefix.position, prefix.hidden))
+    return Prefix(expand_rows(prefix.past, repeats), valid, position, hidden)

@@ -4,18 +4,17 @@ Blocks are drawn one after the other. The first is denoised for all R trajectori
 context; later ones on the context that each trajectory has made for itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
-from ladi.flow.guidance import with_guidance, with_repulsion
-from ladi.flow.solver import integrate_sde, integrate_trajectory
+from ladi.flow.guidance import repulsion_push, with_guidance
+from ladi.flow.solver import SdePath, integrate_sde
 from ladi.flow.times import sampling_grid
-from ladi.models.backbone import expand_rows
-from ladi.models.decoding import Prefix, continue_text
+from ladi.models.decoding import Prefix, continue_text, expand
 
 
 @runtime_checkable
@@ -48,6 +47,8 @@ class SampleConfig:
     """Classifier-free guidance against the dropped question; 1 means none."""
     noise_level: float = 0.0
     """a: noise of the SDE sampler; 0 is the ODE."""
+    sde_window: tuple[int, int] | None = None
+    """(first, last + 1): only these steps are noisy; None means all but the last step of the grid."""
     time_shift: float = 1.0
     """Above 1 the grid spends more steps near noise."""
     temperature: float = 0.0
@@ -61,6 +62,33 @@ class SampleConfig:
                 "need temperature >= 0, noise_level >= 0 and initial_noise > 0, got "
                 f"{self.temperature}, {self.noise_level} and {self.initial_noise}"
             )
+
+    def times(self) -> Float[Tensor, " steps"]:
+        """The grid, noise first."""
+        return sampling_grid(self.num_steps, shift=self.time_shift)
+
+
+@dataclass(frozen=True)
+class LatentPaths:
+    """Denoising trajectories of B questions, R each, K blocks of S steps.
+
+    `states` hold every block at every time of the grid `times` (1 first), standardised; the last ones are the finished
+    blocks. Block k of a trajectory is real where k < `num_blocks`. `means`, `stds` and `pushes` are those of
+    `flow.solver.SdePath`: what a policy gradient needs.
+    """
+
+    means: Float[Tensor, "B R K S N D"]
+    states: Float[Tensor, "B R K S+1 N D"]
+    stds: Float[Tensor, " S"]
+    pushes: Float[Tensor, "B R K S N D"] | None
+    num_blocks: Int[Tensor, "B R"]
+    times: Float[Tensor, " S+1"]
+    tokens_processed: int
+
+    @property
+    def latents(self) -> Float[Tensor, "B R K N D"]:
+        """The finished blocks."""
+        return self.states[:, :, :, -1]
 
 
 @dataclass(frozen=True)
@@ -86,8 +114,8 @@ def denoise(
     shape: tuple[int, int],
     config: SampleConfig,
     generator: torch.Generator,
-) -> Float[Tensor, "steps B R N D"]:
-    """States of one block of `shape` = (B, R) trajectories at every time of the grid, noise first.
+) -> SdePath:
+    """The path of one block of `shape` = (B, R) trajectories along the grid, noise first.
 
     `prefix` has B rows, shared by the trajectories of a question, or B * R rows, one for each trajectory.
     """
@@ -106,15 +134,10 @@ def denoise(
     velocity = conditioned_on(prefix)
     if null_prefix is not None:
         velocity = with_guidance(velocity, conditioned_on(null_prefix), config.guidance_scale)
-    if config.guidance:
-        velocity = with_repulsion(velocity, config.guidance, config.bandwidth)
+    push = repulsion_push(config.guidance, config.bandwidth) if config.guidance else None
     block = (batch, num_latents, reasoner.config.num_latents, reasoner.config.latent_width)
-    device = prefix.valid.device
-    x = config.initial_noise * torch.randn(block, generator=generator).to(device)
-    times = sampling_grid(config.num_steps, shift=config.time_shift).to(device)
-    if config.noise_level:
-        return integrate_sde(velocity, x, times, config.noise_level, generator).states
-    return integrate_trajectory(velocity, x, times)
+    x = config.initial_noise * torch.randn(block, generator=generator).to(prefix.valid.device)
+    return integrate_sde(velocity, x, config.times(), config.noise_level, generator, push, config.sde_window)
 
 
 @torch.no_grad()
@@ -124,8 +147,8 @@ def generate_latents(
     num_latents: int,
     config: SampleConfig,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, "B R K steps N D"], Int[Tensor, "B R"], int]:
-    """Trajectories of all blocks, the number of real blocks, and the number of tokens the model processed."""
+) -> LatentPaths:
+    """Trajectories of all blocks: `num_latents` for each question."""
     batch = len(questions)
     ids, valid = reasoner.backbone.tokenize(questions, side="left")
     prefix = reasoner.open((ids, valid))
@@ -134,18 +157,17 @@ def generate_latents(
         null_prefix = reasoner.open((ids, valid), dropped=valid.new_ones(batch))
     running = valid.new_ones(batch * num_latents)
     num_blocks = torch.zeros_like(running, dtype=torch.long)
-    states, processed = [], ids.numel() + batch
+    paths, processed = [], ids.numel() + batch
     for _ in range(reasoner.config.max_blocks):
-        path = denoise(reasoner, prefix, null_prefix, (batch, num_latents), config, generator)
-        states.append(path)
+        paths.append(denoise(reasoner, prefix, null_prefix, (batch, num_latents), config, generator))
         processed += config.num_steps * batch * num_latents * (reasoner.config.num_latents + 1)
         num_blocks += running
-        if len(states) == reasoner.config.max_blocks:
+        if len(paths) == reasoner.config.max_blocks:
             break
-        z = path[-1].flatten(0, 1)
-        if len(states) == 1:
-            prefix = _expand(prefix, num_latents)
-            null_prefix = _expand(null_prefix, num_latents) if null_prefix is not None else None
+        z = paths[-1].states[-1].flatten(0, 1)
+        if len(paths) == 1:
+            prefix = expand(prefix, num_latents)
+            null_prefix = expand(null_prefix, num_latents) if null_prefix is not None else None
         prefix, stop_logit = reasoner.add_block(prefix, z, running)
         if null_prefix is not None:
             null_prefix, _ = reasoner.add_block(null_prefix, z, running)
@@ -153,8 +175,34 @@ def generate_latents(
         running = running & (stop_logit < 0)
         if not bool(running.any()):
             break
-    trajectories = torch.stack(states).permute(2, 3, 0, 1, 4, 5)
-    return trajectories, num_blocks.view(batch, num_latents), processed
+
+    def stacked(parts: list[Tensor]) -> Tensor:  # K x (S, B, R, N, D) -> (B, R, K, S, N, D)
+        return torch.stack(parts).permute(2, 3, 0, 1, 4, 5)
+
+    pushes = [path.pushes for path in paths if path.pushes is not None]
+    return LatentPaths(
+        states=stacked([path.states for path in paths]),
+        means=stacked([path.means for path in paths]),
+        stds=paths[0].stds.flatten(1)[:, 0],
+        pushes=stacked(pushes) if pushes else None,
+        num_blocks=num_blocks.view(batch, num_latents),
+        times=config.times(),
+        tokens_processed=processed,
+    )
+
+
+def finished_prefix(
+    reasoner: Reasoner, questions: Sequence[str], latents: Float[Tensor, "B R K N D"], num_blocks: Int[Tensor, "B R"]
+) -> tuple[Prefix, int]:
+    """The prefix of B * R rows after which the answer comes: question and finished blocks; and tokens processed."""
+    num_latents, most_blocks = latents.shape[1:3]
+    prefix = expand(reasoner.open(reasoner.backbone.tokenize(questions, side="left")), num_latents)
+    processed = 0
+    for block in range(most_blocks):
+        running: Bool[Tensor, " rows"] = (num_blocks > block).flatten()
+        prefix, _ = reasoner.add_block(prefix, latents[:, :, block].flatten(0, 1), running)
+        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
+    return reasoner.close(prefix), processed + len(prefix.valid)
 
 
 @torch.no_grad()
@@ -167,18 +215,11 @@ def answer(
     generator: torch.Generator | None = None,
 ) -> tuple[list[list[str]], int]:
     """Texts that the LM head writes given each question and its finished blocks, and tokens processed."""
-    batch, num_latents, most_blocks = latents.shape[:3]
-    prefix = _expand(reasoner.open(reasoner.backbone.tokenize(questions, side="left")), num_latents)
-    processed = 0
-    for block in range(most_blocks):
-        running: Bool[Tensor, " rows"] = (num_blocks > block).flatten()
-        prefix, _ = reasoner.add_block(prefix, latents[:, :, block].flatten(0, 1), running)
-        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
-    texts, decoded = continue_text(
-        reasoner.backbone, reasoner.close(prefix), reasoner.config.max_answer_tokens, temperature, generator
-    )
+    batch, num_latents = latents.shape[:2]
+    prefix, processed = finished_prefix(reasoner, questions, latents, num_blocks)
+    texts, decoded = continue_text(reasoner.backbone, prefix, reasoner.config.max_answer_tokens, temperature, generator)
     rows = [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
-    return rows, processed + decoded + len(texts)
+    return rows, processed + decoded
 
 
 def generate(
@@ -187,21 +228,9 @@ def generate(
     num_latents: int,
     config: SampleConfig,
     generator: torch.Generator,
-    alter: Callable[[Tensor], Tensor] | None = None,
 ) -> Generation:
-    """Draw `num_latents` trajectories for each question and read one text from each.
-
-    `alter`, where given, replaces the finished latents (B, R, K, N, D) before the text is read: the ablations of
-    `inference.evaluate` use it.
-    """
-    trajectories, num_blocks, drawn = generate_latents(reasoner, questions, num_latents, config, generator)
-    latents = trajectories[:, :, :, -1]
-    seen = latents if alter is None else alter(latents)
-    texts, read = answer(reasoner, questions, seen, num_blocks, config.temperature, generator)
-    times = sampling_grid(config.num_steps, shift=config.time_shift)
-    return Generation(texts, latents, num_blocks, trajectories, times, drawn + read)
-
-
-def _expand(prefix: Prefix, repeats: int) -> Prefix:
-    valid, position, hidden = (x.repeat_interleave(repeats, 0) for x in (prefix.valid, prefix.position, prefix.hidden))
-    return Prefix(expand_rows(prefix.past, repeats), valid, position, hidden)
+    """Draw `num_latents` trajectories for each question and read one text from each."""
+    paths = generate_latents(reasoner, questions, num_latents, config, generator)
+    texts, read = answer(reasoner, questions, paths.latents, paths.num_blocks, config.temperature, generator)
+    processed = paths.tokens_processed + read
+    return Generation(texts, paths.latents, paths.num_blocks, paths.states, paths.times, processed)
