@@ -22,7 +22,7 @@ from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
 from ladi.report import build_report, results_table, update_markdown
 from ladi.rundir import write_json_atomic
-from ladi.train import reasoner, rollout, sft, vae
+from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
 
 STAGES: dict[str, Callable[[Any], Path]] = {
@@ -30,6 +30,8 @@ STAGES: dict[str, Callable[[Any], Path]] = {
     "vae": vae.main,
     "reasoner": reasoner.main,
     "rollout": rollout.main,
+    "rl": rl.main,
+    "grpo": grpo.main,
 }
 
 USAGE = f"""ladi: latent diffusion reasoning for language models
@@ -85,6 +87,8 @@ def train(args: list[str]) -> None:
     stage = args[0]
     preset, rest = take_preset(args[1:])
     config = configured(getattr(PRESETS[preset](), stage), rest, f"ladi train {stage}")
+    if hasattr(config, "model_dir"):
+        config = replace(config, model_dir=resolve(config.model_dir))
     console.print(f"saved {STAGES[stage](config)}")
 
 

@@ -14,7 +14,7 @@ from ladi.arrays import Tensor
 from ladi.inference.text import final_answer
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.backbone import Backbone
-from ladi.models.decoding import append, continue_text, select_rows
+from ladi.models.decoding import continue_text, expand, open_question
 from ladi.models.generation import SampleConfig, answer, generate_latents
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import provenance
@@ -100,14 +100,10 @@ def sample_ar(
     generator: torch.Generator,
 ) -> tuple[list[list[str]], int]:
     """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
-    ids, valid = backbone.tokenize(questions, side="left")
-    soa = torch.full_like(ids[:, :1], backbone.soa)
-    embeds = backbone.embed(torch.cat([ids, soa], dim=1))
-    prefix, _ = append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))
-    rows = torch.arange(len(ids), device=ids.device).repeat_interleave(num_samples)
-    texts, decoded = continue_text(backbone, select_rows(prefix, rows), max_new_tokens, temperature, generator)
+    prefix = open_question(backbone, questions)
+    texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
     grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
-    return grouped, decoded + embeds.shape[0] * embeds.shape[1]
+    return grouped, decoded + prefix.valid.numel()
 
 
 def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, separator: str) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Autoregressive decoding of text after a cached prefix: the text policy, shared by SFT models, VAE and reasoner."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,14 @@ def append(
     hidden, past = backbone.hidden(embeds, append_mask(cached_valid, valid), position[:, None] + offsets, past)
     grown = Prefix(past, torch.cat([cached_valid, valid], 1), position + valid.sum(1), hidden[:, -1])
     return grown, hidden
+
+
+def open_question(backbone: Backbone, questions: Sequence[str]) -> Prefix:
+    """The cached prefix `question <soa>` of a token-level model."""
+    ids, valid = backbone.tokenize(questions, side="left")
+    soa = torch.full_like(ids[:, :1], backbone.soa)
+    embeds = backbone.embed(torch.cat([ids, soa], dim=1))
+    return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
 
 def sample_tokens(

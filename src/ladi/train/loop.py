@@ -253,15 +253,30 @@ def check_finite(metrics: dict[str, float], step: int, batch_size: int, run_dir:
     )
 
 
-def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, loss: Loss, *, label: str) -> Any:
+def run(
+    config: LoopConfig,
+    run_dir: Path,
+    model: nn.Module,
+    batch_at: BatchAt,
+    loss: Loss,
+    *,
+    label: str,
+    prepare: Callable[[int, int, int], None] | None = None,
+    unit: int = 1,
+) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
     Resumes from the newest checkpoint in `run_dir`. SIGTERM and SIGINT end the current step, save, and exit.
+    `prepare(step, first, stop)` is called before the micro-batches of a step, with this process's share of the batch.
+    `unit` steps belong together: checkpoints are written, and runs stop, only between units.
 
     Raises:
+        ValueError: if checkpoint_every is not a multiple of `unit`.
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
+    if config.checkpoint_every % unit:
+        raise ValueError(f"checkpoint_every ({config.checkpoint_every}) must be a multiple of {unit} (num_iterations)")
     AcceleratorState._reset_state()  # Accelerate keeps the last run's precision for the process; each run has its own
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -286,7 +301,7 @@ def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, 
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            metrics = train_step(config, accelerator, module, state, batch_at, run_dir)
+            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
             meter.add({**metrics, "optim/lr": lr})
@@ -296,9 +311,10 @@ def run(config: LoopConfig, run_dir: Path, model: nn.Module, batch_at: BatchAt, 
                 append_metrics(run_dir, state.step, means)
                 accelerator.log(means, step=state.step)
                 advance(state.step, means)
-            if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stopped):
+            stops = bool(stopped) and state.step % unit == 0
+            if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stops):
                 state.save(run_dir, config.keep_checkpoints)
-            if stopped and not is_last:
+            if stops and not is_last:
                 print(
                     f"stopped at step {state.step} of {config.steps}; run the same command to go on",
                     file=sys.stderr,
@@ -315,12 +331,16 @@ def train_step(
     state: State,
     batch_at: BatchAt,
     run_dir: Path,
+    prepare: Callable[[int, int, int], None] | None,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
     share = config.batch_size // accelerator.num_processes
     first = share * accelerator.process_index
     starts = range(first, first + share, config.micro_batch_size)
     sums: dict[str, float] = {}
+    if prepare is not None:
+        with accelerator.autocast():
+            prepare(state.step, first, first + share)
     for start in starts:
         is_last = start + config.micro_batch_size >= first + share
         sync = nullcontext() if is_last or accelerator.num_processes == 1 else accelerator.no_sync(module)

@@ -15,10 +15,11 @@ from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.jsonl import Jsonl
-from ladi.train import reasoner, rollout, sft, vae
+from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
 from ladi.train.reasoner import LossConfig
+from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig
 
 
@@ -30,6 +31,8 @@ class Pipeline:
     vae: vae.Config
     reasoner: reasoner.Config
     rollout: rollout.Config
+    rl: rl.Config
+    grpo: grpo.Config
     eval: EvalConfig
 
 
@@ -55,6 +58,10 @@ class Sizes:
     rollout_lr: float = 3e-4
     loss: LossConfig = field(default_factory=LossConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rl_steps: int = 100
+    rl_lr: float = 5e-5
+    rl_questions: int = 24
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
 
 
 def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
@@ -71,6 +78,19 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             seed=seed,
             optim=optim,
         )
+
+    rl_optim = OptimConfig(lr=sizes.rl_lr, warmup_steps=5, final_lr_fraction=1.0, weight_decay=0.0, ema_decay=0.0)
+    rl_loop = LoopConfig(
+        steps=sizes.rl_steps,
+        batch_size=sizes.rl_questions,
+        micro_batch_size=sizes.rl_questions,
+        seed=seed,
+        optim=rl_optim,
+        log_every=1,
+        checkpoint_every=10,
+    )
+    num_generations = sizes.policy.num_latents * sizes.policy.texts_per_latent
+    longest = sizes.max_answer_tokens if sizes.task.cot_in_answer else 4 * sizes.max_answer_tokens
 
     return Pipeline(
         sft=sft.Config(
@@ -106,6 +126,16 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             loss=sizes.loss,
             rollout=sizes.rollout,
             loop=loop_config(sizes.rollout_steps, sizes.rollout_lr),
+        ),
+        rl=rl.Config(
+            out_dir=root / "rl", data=data, model_dir=root / "reasoner" / "final", policy=sizes.policy, loop=rl_loop
+        ),
+        grpo=grpo.Config(
+            out_dir=root / "grpo",
+            data=data,
+            model_dir=root / "sft" / "final",
+            policy=grpo.PolicyConfig(num_generations=num_generations, max_completion_length=longest),
+            loop=rl_loop,
         ),
         eval=EvalConfig(
             model_dir=root / "rollout" / "final", task=sizes.task, sample=SampleConfig(), latent_use_samples=8

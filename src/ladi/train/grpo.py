@@ -1,0 +1,189 @@
+"""Token-level GRPO (arXiv:2402.03300) on the autoregressive model: the baseline, on the same loop and objective."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ladi.arrays import Float, Tensor
+from ladi.models.backbone import Backbone
+from ladi.models.decoding import continue_ids, expand, open_question
+from ladi.rl.objective import (
+    Normaliser,
+    RewardScale,
+    SurrogateConfig,
+    group_advantages,
+    reward_statistics,
+    surrogate,
+    token_kl,
+)
+from ladi.rundir import open_run
+from ladi.tasks.base import Problem
+from ladi.train import loop
+from ladi.train.data import DataConfig
+from ladi.train.policy import RolloutBuffer, Texts, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Rollouts and the objective."""
+
+    num_generations: int = 80
+    """Texts of a question."""
+    temperature: float = 1.0
+    max_completion_length: int = 64
+    scale_rewards: RewardScale = "group"
+    advantage_clamp: float = 5.0
+    beta: float = 0.0
+    """Weight of the token KL from the starting policy."""
+    num_iterations: int = 1
+    """Optimizer steps per rollout."""
+    mask_truncated_completions: bool = False
+
+    def __post_init__(self):
+        if self.num_generations < 2:
+            raise ValueError(f"a text is compared with its group: num_generations must be >= 2: {self.num_generations}")
+        if self.temperature <= 0:
+            raise ValueError(f"texts are trained by sampling: temperature must be positive, got {self.temperature}")
+        if self.num_iterations < 1 or self.beta < 0 or self.max_completion_length < 1:
+            raise ValueError("need num_iterations >= 1, beta >= 0 and max_completion_length >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `grpo`; `loop.batch_size` counts questions."""
+
+    out_dir: Path
+    data: DataConfig
+    model_dir: Path
+    """Saved language model of the stage `sft` to start from."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    text: SurrogateConfig = field(default_factory=SurrogateConfig)
+    loop: loop.LoopConfig
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Texts of P questions (R = 1), judged."""
+
+    questions: list[str]
+    texts: Texts
+    old_log_probs: Float[Tensor, "P 1 M T"] | None
+    advantages: Float[Tensor, "P M"]
+    num_tokens: int
+    """Tokens of the whole rollout that count."""
+    num_questions: int
+    """Questions of the whole rollout."""
+    metrics: dict[str, Tensor]
+
+    def rows(self, rows: Tensor) -> "Rollout":
+        """The rollout of some questions, with the counts of the whole."""
+        return Rollout(
+            questions=[self.questions[i] for i in rows.tolist()],
+            texts=self.texts.rows(rows),
+            old_log_probs=None if self.old_log_probs is None else self.old_log_probs[rows],
+            advantages=self.advantages[rows],
+            num_tokens=self.num_tokens,
+            num_questions=self.num_questions,
+            metrics=self.metrics,
+        )
+
+
+def sample_rollout(
+    backbone: Backbone, problems: Sequence[Problem], rewards: Rewards, config: Config, generator: torch.Generator
+) -> Rollout:
+    """Draw and judge a group of texts for each problem, by the present weights."""
+    policy = config.policy
+    questions = [problem.question for problem in problems]
+    with torch.no_grad():
+        prefix = expand(open_question(backbone, questions), policy.num_generations)
+        sampled = continue_ids(backbone, prefix, policy.max_completion_length, policy.temperature, generator)
+        texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
+        old = None
+        if policy.num_iterations > 1:
+            old, _ = text_log_probs(backbone, prefix, sampled.ids, sampled.valid, policy.temperature)
+            old = old.view_as(texts.ids)
+    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    return Rollout(
+        questions=questions,
+        texts=texts,
+        old_log_probs=old,
+        advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp),
+        num_tokens=int(counted.sum()),
+        num_questions=len(problems),
+        metrics={**reward_statistics(texts.rewards), **text_statistics(texts)},
+    )
+
+
+def replay(backbone: Backbone, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies (P * M, T) of the sampled tokens under the present weights."""
+    texts = rollout.texts
+    prefix = expand(open_question(backbone, rollout.questions), texts.ids.shape[2])
+    return text_log_probs(backbone, prefix, texts.ids.flatten(0, 2), texts.valid.flatten(0, 2), temperature)
+
+
+def loss(
+    backbone: Backbone, rollout: Rollout, config: Config, reference: Backbone | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate of a micro-batch of questions, and its terms for the log.
+
+    Questions whose texts all have the same reward have no gradient and are left out of the replay, though not out of
+    the counts that sums are divided by.
+    """
+    policy = config.policy
+    terms = dict(rollout.metrics)
+    size = Normaliser(
+        num_sequences=len(rollout.questions) * policy.num_generations,
+        num_elements=rollout.num_tokens * len(rollout.questions) / rollout.num_questions,
+        max_length=policy.max_completion_length,
+    )
+    kept = (rollout.advantages != 0).any(1) | (policy.beta > 0)
+    if not bool(kept.any()):
+        return zero_loss(backbone), terms
+    rollout = rollout.rows(kept.nonzero().squeeze(1).cpu())
+    new, entropy = replay(backbone, rollout, policy.temperature)
+    old = new.detach() if rollout.old_log_probs is None else rollout.old_log_probs.flatten(0, 2)
+    mask = rollout.texts.valid.flatten(0, 2)
+    if policy.mask_truncated_completions:
+        mask = mask & rollout.texts.finished.flatten()[:, None]
+    kl = None
+    if reference is not None:
+        with torch.no_grad():
+            kl_reference, _ = replay(reference, rollout, policy.temperature)
+        kl = token_kl(new, kl_reference)
+    value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size, kl, policy.beta)
+    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
+    return value, {**terms, "loss/text": value.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+
+
+def main(config: Config, functions: Sequence[RewardFunction] = ()) -> Path:
+    """Train and save `final/`; returns its path. `functions` are rewards beside the configured ones."""
+    config.data.check()
+    run_dir = open_run(config.out_dir, config)
+    rewards = Rewards(config.reward, config.data.task, functions)
+    backbone = Backbone.from_pretrained(config.model_dir).train()
+    reference = copy.deepcopy(backbone).requires_grad_(False) if config.policy.beta else None
+    batch_size = config.loop.batch_size
+
+    def sample(step: int, first: int, stop: int) -> Rollout:
+        problems = config.data.problems(step, batch_size, first, stop)
+        generator = loop.step_generator(config.loop.seed, step, 20_000_000 + first)
+        return sample_rollout(backbone, problems, rewards, config, generator)
+
+    buffer = RolloutBuffer(sample, config.policy.num_iterations)
+    backbone = loop.run(
+        config.loop,
+        run_dir,
+        backbone,
+        buffer.batch_at,
+        lambda model, batch, generator: loss(model, batch, config, reference),
+        label="grpo",
+        prepare=buffer.prepare,
+        unit=config.policy.num_iterations,
+    )
+    backbone.save_pretrained(run_dir / "final")
+    return run_dir / "final"

@@ -1,0 +1,122 @@
+"""What reinforcement learning of texts and of latents share: sampled groups, their scores, replayed log-probabilities.
+
+A rollout is made once for the whole batch of a step, by the weights of that moment, and serves `num_iterations`
+optimizer steps; micro-batches are slices of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.losses import token_log_probs
+from ladi.models.backbone import Backbone
+from ladi.models.decoding import Continuation, Prefix, append
+from ladi.tasks.base import Problem
+from ladi.train.rewards import Rewards
+
+
+@dataclass(frozen=True)
+class Texts:
+    """P x R x M sampled texts (R latents or 1, M texts each), their rewards, and which are correct.
+
+    `solution` numbers the different correct solutions of a question; -1 where a text is wrong.
+    """
+
+    ids: Int[Tensor, "P R M T"]
+    valid: Bool[Tensor, "P R M T"]
+    finished: Bool[Tensor, "P R M"]
+    rewards: Float[Tensor, "P R M"]
+    solution: Int[Tensor, "P R M"]
+
+    def rows(self, rows: Tensor) -> "Texts":
+        """Those of some questions."""
+        return Texts(*(x[rows] for x in (self.ids, self.valid, self.finished, self.rewards, self.solution)))
+
+
+def score(
+    backbone: Backbone,
+    rewards: Rewards,
+    problems: Sequence[Problem],
+    sampled: Continuation,
+    shape: tuple[int, int],
+    whole: bool,
+) -> Texts:
+    """Judge `shape` = (R, M) sampled texts of each problem."""
+    group = shape[0] * shape[1]
+    repeated = [problem for problem in problems for _ in range(group)]
+    scores = rewards(repeated, backbone.detokenize(sampled.ids), whole)
+    solution = []
+    for first in range(0, len(repeated), group):
+        known: dict[str, int] = {}
+        for verdict in scores.verdicts[first : first + group]:
+            solution.append(known.setdefault(verdict.canonical, len(known)) if verdict.correct else -1)
+    lead = (len(problems), *shape)
+    device = sampled.ids.device
+    return Texts(
+        ids=sampled.ids.view(*lead, -1),
+        valid=sampled.valid.view(*lead, -1),
+        finished=sampled.finished.view(lead),
+        rewards=torch.tensor(scores.rewards, device=device).view(lead),
+        solution=torch.tensor(solution, device=device).view(lead),
+    )
+
+
+def text_statistics(texts: Texts) -> dict[str, Tensor]:
+    """pass@1, pass@group, distinct correct solutions, length and truncation of a rollout's texts."""
+    solution = texts.solution.flatten(1)
+    distinct = [float(len({i for i in row if i >= 0})) for row in solution.tolist()]
+    return {
+        "rollout/pass@1": (solution >= 0).float().mean(),
+        "rollout/pass@group": (solution >= 0).any(1).float().mean(),
+        "rollout/distinct_correct": torch.tensor(distinct).mean(),
+        "rollout/length": texts.valid.float().sum(-1).mean(),
+        "rollout/truncated": 1 - texts.finished.float().mean(),
+    }
+
+
+def text_log_probs(
+    backbone: Backbone, prefix: Prefix, ids: Int[Tensor, "S T"], valid: Bool[Tensor, "S T"], temperature: float
+) -> tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]:
+    """Log-probabilities of sampled tokens after `prefix`, and entropies, of softmax(logits / temperature)."""
+    _, hidden = append(backbone, prefix, backbone.embed(ids[:, :-1]), valid[:, :-1])
+    logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1)).float() / temperature
+    with torch.no_grad():
+        entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return token_log_probs(logits, ids), entropy
+
+
+class Sliceable(Protocol):
+    """A rollout of the questions of one step."""
+
+    def rows(self, rows: Tensor) -> Any: ...
+
+
+class RolloutBuffer:
+    """`prepare` and `batch_at` of `loop.run`: samples when a new unit of steps begins, then hands out slices.
+
+    `sample(step, first, stop)` makes the rollout of questions [first, stop) of a batch. It must depend on the weights
+    and its arguments alone, so that a resumed run equals the uninterrupted one.
+    """
+
+    def __init__(self, sample: Callable[[int, int, int], Sliceable], num_iterations: int):
+        self.sample, self.num_iterations = sample, num_iterations
+        self.rollout: Sliceable | None = None
+        self.first = 0
+
+    def prepare(self, step: int, first: int, stop: int) -> None:
+        """Sample anew if `step` begins a unit."""
+        if step % self.num_iterations == 0 or self.rollout is None:
+            self.rollout, self.first = self.sample(step // self.num_iterations, first, stop), first
+
+    def batch_at(self, step: int, start: int, stop: int) -> Any:
+        """Questions [start, stop) of the step's batch."""
+        assert self.rollout is not None, "prepare comes first"
+        return self.rollout.rows(torch.arange(start - self.first, stop - self.first))
+
+
+def zero_loss(model: torch.nn.Module) -> Tensor:
+    """0 with a gradient of 0 for every trainable weight: the loss of a batch in which no group has any contrast."""
+    return sum(((p * 0).sum() for p in model.parameters() if p.requires_grad), torch.zeros(()))

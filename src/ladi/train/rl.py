@@ -1,0 +1,457 @@
+"""LaDi-RL: reinforcement learning of the latent trajectories and of the texts read from them (arXiv:2602.01705).
+
+Per question, R latent trajectories are drawn by the SDE sampler and M texts are decoded from each. A latent's utility
+is the mean reward of its texts; latents compete with the question's other latents, texts with the texts of the same
+latent. Both are improved by one clipped surrogate:
+
+    L = alpha L_latent + (1 - alpha) L_text
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ladi.arrays import Float, Int, Tensor
+from ladi.flow.guidance import Bandwidth
+from ladi.flow.logprob import Reduction, gaussian_kl_same_std, gaussian_log_prob
+from ladi.flow.solver import noisy_steps, sde_transition
+from ladi.metrics.diversity import mean_pairwise_distance
+from ladi.models.decoding import Prefix, continue_ids, expand
+from ladi.models.generation import LatentPaths, SampleConfig, finished_prefix, generate_latents
+from ladi.models.reasoner import Context, LatentReasoner
+from ladi.rl.objective import (
+    Normaliser,
+    RewardScale,
+    SurrogateConfig,
+    group_advantages,
+    reward_statistics,
+    surrogate,
+    text_advantages,
+    token_kl,
+)
+from ladi.rundir import open_run
+from ladi.tasks.base import Problem
+from ladi.train import loop
+from ladi.train.data import DataConfig
+from ladi.train.policy import RolloutBuffer, Texts, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Rollouts and the objective."""
+
+    num_latents: int = 16
+    """R: latent trajectories of a question."""
+    texts_per_latent: int = 5
+    """M: texts decoded from each latent."""
+    num_steps: int = 10
+    """K: denoising steps of a block in rollouts."""
+    noise_level: float = 0.7
+    """a: noise of the SDE."""
+    sde_window: tuple[int, int] | None = None
+    """(first, last + 1): only these denoising steps are stochastic and trained; None means all but the last."""
+    replay_steps: int = 0
+    """Stochastic steps, drawn anew for each update, that the latent loss replays; 0 means all."""
+    replay_copies: int = 0
+    """Noisy copies per velocity pass of a replay, recomputed in the backward pass to save memory; 0 means all at once,
+    kept."""
+    initial_noise: float = 1.0
+    guidance: float = 0.0
+    """gamma_max of the repulsion in rollouts; its push is the same constant in the old and the new means."""
+    bandwidth: Bandwidth = "median"
+    temperature: float = 1.0
+    """Of the texts."""
+    alpha: float = 0.9
+    """Weight of the latent loss; 1 trains latents only, 0 texts only."""
+    text_advantage: Literal["within_latent", "pooled"] = "within_latent"
+    """Compare a text with those of its own latent, or with all of the question's."""
+    scale_rewards: RewardScale = "group"
+    advantage_clamp: float = 5.0
+    beta: float = 0.0
+    """Weight of the KL divergence from the starting policy, of transitions and of tokens."""
+    num_iterations: int = 1
+    """Optimizer steps per rollout."""
+    mask_truncated_completions: bool = False
+    """Leave texts that were cut at the length limit out of the text loss."""
+    log_prob_reduction: Reduction = "mean"
+    """Of a transition's log-density over the numbers of a block. The clip range of `latent` is meant for `sum` and is
+    divided by their number for `mean`."""
+
+    def __post_init__(self):
+        if self.num_latents < 1 or self.texts_per_latent < 1 or self.num_latents * self.texts_per_latent < 2:
+            raise ValueError(
+                f"need at least 2 texts per question, got num_latents {self.num_latents} x texts_per_latent "
+                f"{self.texts_per_latent}"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}")
+        if self.alpha > 0 and self.num_latents < 2:
+            raise ValueError("a latent is compared with the question's others: num_latents 1 needs alpha 0")
+        if self.alpha > 0 and (self.noise_level <= 0 or self.num_steps < 2):
+            raise ValueError(
+                f"latents are trained through the sampler's noise: alpha {self.alpha} needs noise_level > 0 and "
+                f"num_steps >= 2, got {self.noise_level} and {self.num_steps}; or set alpha 0"
+            )
+        if self.alpha < 1 and self.temperature <= 0:
+            raise ValueError("texts are trained by sampling: alpha below 1 needs temperature > 0; or set alpha 1")
+        if self.alpha == 0 and self.texts_per_latent == 1 and self.text_advantage == "within_latent":
+            raise ValueError(
+                "a latent with one text has nothing to compare it with: alpha 0 with texts_per_latent 1 needs "
+                "text_advantage pooled"
+            )
+        if self.temperature <= 0 and self.texts_per_latent > 1:
+            raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
+        if self.num_iterations < 1 or self.replay_steps < 0 or self.replay_copies < 0 or self.beta < 0:
+            raise ValueError("need num_iterations >= 1, replay_steps >= 0, replay_copies >= 0 and beta >= 0")
+        if self.alpha > 0:
+            available = sum(level > 0 for level in self.noise_levels())
+            if self.replay_steps > available:
+                raise ValueError(f"replay_steps is {self.replay_steps}, but only {available} steps are stochastic")
+
+    def sampler(self) -> SampleConfig:
+        """How rollouts are drawn."""
+        return SampleConfig(
+            num_steps=self.num_steps,
+            initial_noise=self.initial_noise,
+            guidance=self.guidance,
+            bandwidth=self.bandwidth,
+            noise_level=self.noise_level,
+            sde_window=self.sde_window,
+            temperature=self.temperature,
+        )
+
+    def noise_levels(self) -> list[float]:
+        """The noise level of each step; 0 where a step has no density."""
+        return noisy_steps(self.sampler().times(), self.noise_level, self.sde_window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `rl`; `loop.batch_size` counts questions."""
+
+    out_dir: Path
+    data: DataConfig
+    model_dir: Path
+    """Saved reasoner to start from."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    latent: SurrogateConfig = field(default_factory=SurrogateConfig)
+    """Surrogate of trajectories; elements are transitions."""
+    text: SurrogateConfig = field(default_factory=SurrogateConfig)
+    """Surrogate of texts; elements are tokens."""
+    loop: loop.LoopConfig
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Trajectories and texts of P questions, judged, with what the update needs of the sampling policy."""
+
+    questions: list[str]
+    paths: LatentPaths
+    texts: Texts
+    old_text_log_probs: Float[Tensor, "P R M T"] | None
+    """None where the rollout serves one optimizer step: then they are the new ones, detached."""
+    latent_advantages: Float[Tensor, "P R"]
+    text_advantages: Float[Tensor, "P R M"]
+    steps: Int[Tensor, " S"]
+    """Which denoising steps are replayed."""
+    num_tokens: int
+    """Text tokens of the whole rollout that count."""
+    num_transitions: int
+    """Replayed transitions of the whole rollout."""
+    num_questions: int
+    """Questions of the whole rollout."""
+    metrics: dict[str, Tensor]
+
+    def rows(self, rows: Tensor) -> "Rollout":
+        """The rollout of some questions, with the counts of the whole."""
+        old = self.old_text_log_probs
+        return Rollout(
+            questions=[self.questions[i] for i in rows.tolist()],
+            paths=path_rows(self.paths, rows),
+            texts=self.texts.rows(rows),
+            old_text_log_probs=None if old is None else old[rows],
+            latent_advantages=self.latent_advantages[rows],
+            text_advantages=self.text_advantages[rows],
+            **{name: getattr(self, name) for name in ("steps", *COUNTS)},
+        )
+
+
+COUNTS = ("num_tokens", "num_transitions", "num_questions", "metrics")
+
+
+def path_rows(paths: LatentPaths, rows: Tensor) -> LatentPaths:
+    """The trajectories of some questions."""
+    values = {f.name: getattr(paths, f.name) for f in fields(paths)}
+    for name in ("states", "means", "pushes", "num_blocks"):
+        if values[name] is not None:
+            values[name] = values[name][rows]
+    return LatentPaths(**values)
+
+
+def sample_rollout(
+    reasoner: LatentReasoner, problems: Sequence[Problem], rewards: Rewards, config: Config, generator: torch.Generator
+) -> Rollout:
+    """Draw, decode and judge R x M texts for each problem, by the present weights."""
+    policy = config.policy
+    questions = [problem.question for problem in problems]
+    with torch.no_grad():
+        paths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), generator)
+        prefix, _ = finished_prefix(reasoner, questions, paths.latents, paths.num_blocks)
+        prefix = expand(prefix, policy.texts_per_latent)
+        length = reasoner.config.max_answer_tokens
+        sampled = continue_ids(reasoner.backbone, prefix, length, policy.temperature, generator)
+        shape = (policy.num_latents, policy.texts_per_latent)
+        texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
+        old = None
+        if policy.num_iterations > 1 and policy.alpha < 1:
+            old, _ = text_log_probs(reasoner.backbone, prefix, sampled.ids, sampled.valid, policy.temperature)
+            old = old.view_as(texts.ids)
+    noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
+    if policy.replay_steps:
+        noisy = noisy[torch.randperm(len(noisy), generator=generator)[: policy.replay_steps]].sort().values
+    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    utilities = texts.rewards.mean(2)
+    kind, scale, clamp = policy.text_advantage, policy.scale_rewards, policy.advantage_clamp
+    return Rollout(
+        questions=questions,
+        paths=paths,
+        texts=texts,
+        old_text_log_probs=old,
+        latent_advantages=group_advantages(utilities, scale, clamp),
+        text_advantages=text_advantages(texts.rewards, kind, scale, clamp),
+        steps=noisy,
+        num_tokens=int(counted.sum()),
+        num_transitions=int(paths.num_blocks.sum()) * len(noisy),
+        num_questions=len(problems),
+        metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **latent_statistics(paths)},
+    )
+
+
+def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
+    """Spread of a question's finished first blocks per dimension, and entropy per dimension of a noisy transition."""
+    first = paths.latents[:, :, 0]
+    stats = {}
+    if first.shape[1] > 1:
+        stats["latent/spread"] = mean_pairwise_distance(first).mean() / first[0, 0].numel() ** 0.5
+    noisy = paths.stds[paths.stds > 0]
+    if len(noisy):
+        stats["latent/transition_entropy"] = (0.5 * torch.log(2 * torch.pi * torch.e * noisy.square())).mean()
+    return stats
+
+
+# ---- replay: the same states under the present weights ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Replayed steps of one block: log-densities of what was sampled, and means."""
+
+    log_probs: Float[Tensor, "P R S"]
+    means: Float[Tensor, "P R S N D"]
+    stds: Float[Tensor, "P R S"]
+
+
+def replay_block(
+    reasoner: LatentReasoner, context: Context, paths: LatentPaths, block: int, steps: Int[Tensor, " S"], policy
+) -> Transitions:
+    """Densities of one block's sampled transitions; all R * S states of a question share its context in one pass."""
+    x_t, x_next = paths.states[:, :, block, steps], paths.states[:, :, block, steps + 1]
+    lead = x_t.shape[:3]
+    t, t_next = (paths.times[k].to(x_t.device).expand(lead) for k in (steps, steps + 1))
+    rows = len(context.position)
+    v = packed_velocity(
+        reasoner,
+        context,
+        x_t.reshape(rows, -1, *x_t.shape[-2:]),
+        t.reshape(rows, -1),
+        policy.replay_copies,
+    )
+    mean, std = sde_transition(x_t, v.view_as(x_t), t, t_next, policy.noise_level)
+    if paths.pushes is not None:
+        mean = mean + paths.pushes[:, :, block, steps]
+    return Transitions(gaussian_log_prob(x_next, mean, std, policy.log_prob_reduction), mean, std[..., 0, 0])
+
+
+def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: Tensor, copies: int) -> Tensor:
+    """Velocities in passes of at most `copies` copies per row, recomputed in backward; 0 means one pass, kept."""
+    if not copies or x_t.shape[1] <= copies:
+        return reasoner.velocity(context, x_t, t)
+
+    def one(x, t):
+        return reasoner.velocity(context, x, t)
+
+    pieces = zip(x_t.split(copies, 1), t.split(copies, 1), strict=True)
+    return torch.cat([checkpoint(one, x, s, use_reentrant=False) for x, s in pieces], dim=1)
+
+
+TextReplay = tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]
+"""Log-probabilities and entropies of the sampled tokens."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A rollout under the present weights; `texts` (log-probabilities and entropies) is None where not asked for."""
+
+    blocks: list[Transitions]
+    texts: TextReplay | None
+
+
+def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> Replay:
+    """Walk the sequence once: velocities of each block in its own context, then the texts."""
+    paths = rollout.paths
+    num_latents, num_blocks = paths.latents.shape[1:3]
+    wants_latents, wants_texts = policy.alpha > 0, policy.alpha < 1
+    prefix = reasoner.open(reasoner.backbone.tokenize(rollout.questions, side="left"))
+    blocks = []
+    for block in range(num_blocks):
+        if wants_latents:
+            blocks.append(replay_block(reasoner, reasoner.context(prefix), paths, block, rollout.steps, policy))
+        if block + 1 == num_blocks and not wants_texts:
+            break
+        if block == 0:
+            prefix = expand(prefix, num_latents)
+        running = (paths.num_blocks > block).flatten()
+        prefix, _ = reasoner.add_block(prefix, paths.latents[:, :, block].flatten(0, 1), running)
+    if not wants_texts:
+        return Replay(blocks, None)
+    texts = rollout.texts
+    closed: Prefix = expand(reasoner.close(prefix), texts.ids.shape[2])
+    ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
+    return Replay(blocks, text_log_probs(reasoner.backbone, closed, ids, valid, policy.temperature))
+
+
+def old_transition_log_probs(paths: LatentPaths, block: int, steps: Int[Tensor, " S"], reduction: Reduction) -> Tensor:
+    """Log-densities (P, R, S) that the sampler's own means and stds give."""
+    x_next, means = paths.states[:, :, block, steps + 1], paths.means[:, :, block, steps]
+    stds = paths.stds.to(means.device)[steps][:, None, None].expand(*means.shape[:3], 1, 1)
+    return gaussian_log_prob(x_next, means, stds, reduction)
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def loss(
+    reasoner: LatentReasoner,
+    rollout: Rollout,
+    config: Config,
+    reference: LatentReasoner | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L of a micro-batch of questions, and its terms for the log.
+
+    Questions in which no latent and no text has an advantage have no gradient and are left out of the replay, though
+    not out of the counts that sums are divided by.
+    """
+    policy = config.policy
+    terms = dict(rollout.metrics)
+    share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
+    has_latent = (rollout.latent_advantages != 0).any(1) & (policy.alpha > 0)
+    has_text = (rollout.text_advantages != 0).flatten(1).any(1) & (policy.alpha < 1)
+    kept = (has_latent | has_text).nonzero().squeeze(1) if policy.beta == 0 else torch.arange(len(has_text))
+    num_sequences = len(rollout.questions) * policy.num_latents
+    if len(kept) == 0:
+        return zero_loss(reasoner), terms
+    rollout = rollout.rows(kept.cpu())
+    now = replay(reasoner, rollout, policy)
+    then = None
+    if reference is not None:
+        with torch.no_grad():
+            then = replay(reference, rollout, policy)
+    value = torch.zeros((), device=rollout.latent_advantages.device)
+    if policy.alpha > 0:
+        size = Normaliser(num_sequences, share * rollout.num_transitions, len(now.blocks) * len(rollout.steps))
+        latent_loss, stats = latent_term(rollout, now, then, config, size)
+        value = value + policy.alpha * latent_loss
+        terms |= {"loss/latent": latent_loss.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
+    if now.texts is not None:
+        num_texts = num_sequences * policy.texts_per_latent
+        size = Normaliser(num_texts, share * rollout.num_tokens, reasoner.config.max_answer_tokens)
+        text_loss, stats = text_term(rollout, now.texts, then and then.texts, config, size)
+        value = value + (1 - policy.alpha) * text_loss
+        terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+    return value, terms
+
+
+def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Config, size: Normaliser):
+    """Surrogate of the trajectories: elements are the replayed transitions of all real blocks."""
+    policy, paths = config.policy, rollout.paths
+    dims = paths.latents[0, 0, 0].numel() if policy.log_prob_reduction == "mean" else 1
+    clip = config.latent
+    scaled = SurrogateConfig(
+        loss_type=clip.loss_type,
+        importance_sampling_level=clip.importance_sampling_level,
+        epsilon=clip.epsilon / dims,
+        epsilon_high=clip.high / dims,
+    )
+    new = torch.cat([block.log_probs for block in now.blocks], dim=2)
+    reduction, steps = policy.log_prob_reduction, rollout.steps
+    old = torch.cat([old_transition_log_probs(paths, k, steps, reduction) for k in range(len(now.blocks))], dim=2)
+    real = torch.arange(len(now.blocks), device=new.device) < paths.num_blocks[..., None]
+    mask = real.repeat_interleave(len(steps), dim=2)
+    kl = None
+    if then is not None:
+        kl = torch.cat([transition_kl(a, b, reduction) for a, b in zip(now.blocks, then.blocks, strict=True)], dim=2)
+        kl = kl.flatten(0, 1)
+    return surrogate(
+        new.flatten(0, 1),
+        old.flatten(0, 1),
+        rollout.latent_advantages.flatten(),
+        mask.flatten(0, 1),
+        scaled,
+        size,
+        kl,
+        policy.beta,
+    )
+
+
+def transition_kl(a: Transitions, b: Transitions, reduction: Reduction) -> Float[Tensor, "P R S"]:
+    """KL of each replayed transition from the reference's; Flow-GRPO's closed form in v, here through the means."""
+    return gaussian_kl_same_std(a.means, b.means, a.stds[..., None, None], reduction)
+
+
+def text_term(rollout: Rollout, now: TextReplay, then: TextReplay | None, config: Config, size: Normaliser):
+    """Surrogate of the texts: elements are their tokens."""
+    policy, texts, (new, entropy) = config.policy, rollout.texts, now
+    old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 2)
+    mask = texts.valid.flatten(0, 2)
+    if policy.mask_truncated_completions:
+        mask = mask & texts.finished.flatten()[:, None]
+    kl = None if then is None else token_kl(new, then[0])
+    value, stats = surrogate(new, old, rollout.text_advantages.flatten(), mask, config.text, size, kl, policy.beta)
+    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
+    return value, stats
+
+
+def main(config: Config, functions: Sequence[RewardFunction] = ()) -> Path:
+    """Train and save `final/`, VAE included; returns its path. `functions` are rewards beside the configured ones."""
+    config.data.check()
+    run_dir = open_run(config.out_dir, config)
+    rewards = Rewards(config.reward, config.data.task, functions)
+    reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
+    reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
+    batch_size = config.loop.batch_size
+
+    def sample(step: int, first: int, stop: int) -> Rollout:
+        problems = config.data.problems(step, batch_size, first, stop)
+        generator = loop.step_generator(config.loop.seed, step, 20_000_000 + first)
+        return sample_rollout(reasoner, problems, rewards, config, generator)
+
+    buffer = RolloutBuffer(sample, config.policy.num_iterations)
+    reasoner = loop.run(
+        config.loop,
+        run_dir,
+        reasoner,
+        buffer.batch_at,
+        lambda model, batch, generator: loss(model, batch, config, reference),
+        label="rl",
+        prepare=buffer.prepare,
+        unit=config.policy.num_iterations,
+    )
+    reasoner.save_pretrained(run_dir / "final")
+    return run_dir / "final"

@@ -1,0 +1,424 @@
+"""LaDi-RL and token GRPO: ratios, densities, KL, zero-variance groups, a bandit, resume."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ladi.flow.logprob import gaussian_log_prob
+from ladi.flow.times import sampling_grid
+from ladi.models.generation import LatentPaths, generate_latents
+from ladi.models.reasoner import LatentReasoner, ReasonerConfig
+from ladi.rl.objective import SurrogateConfig, group_advantages
+from ladi.tasks.countdown import Countdown
+from ladi.train import grpo, rl
+from ladi.train.data import DataConfig
+from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.policy import Texts
+from ladi.train.rewards import RewardConfig, RewardError, Rewards
+from tests.conftest import tiny_backbone
+
+TASK = Countdown(size=3, max_input=20)
+PROBLEMS = [TASK.problem("train", i) for i in range(3)]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def settings(**policy) -> rl.Config:
+    fields = {"num_latents": 4, "texts_per_latent": 3, "num_steps": 5, **policy}
+    return rl.Config(
+        out_dir=Path("unused"),
+        data=DataConfig(task=TASK, num_train=100),
+        model_dir=Path("unused"),
+        policy=rl.PolicyConfig(**fields),
+        loop=LoopConfig(steps=1, batch_size=3, micro_batch_size=3),
+    )
+
+
+def vowels(questions, texts, **columns):
+    """A reward with contrast for a random model: even digits in the text."""
+    return [sum(text.count(c) for c in "02468") / 4 for text in texts]
+
+
+def sampled(reasoner, config: rl.Config) -> rl.Rollout:
+    rewards = Rewards(config.reward, TASK, [vowels])
+    return rl.sample_rollout(reasoner, PROBLEMS, rewards, config, generator())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"guidance": 2.0}, {"sde_window": (1, 3)}, {"replay_steps": 2}, {"initial_noise": 0.5, "noise_level": 0.3}],
+    ids=str,
+)
+def test_on_policy_every_ratio_is_1(reasoner, fields):
+    config = settings(**fields)
+    rollout = sampled(reasoner, config)
+    with torch.no_grad():
+        now = rl.replay(reasoner, rollout, config.policy)
+    assert len(now.blocks) == rollout.paths.states.shape[2]
+    assert len(now.blocks) > 1 or rollout.paths.num_blocks.max() == 1
+    for block, transitions in enumerate(now.blocks):
+        old = rl.old_transition_log_probs(rollout.paths, block, rollout.steps, "sum")
+        new = transitions.log_probs * reasoner.velocity_head.out_features * 2  # mean over D x N -> sum
+        real = (rollout.paths.num_blocks > block)[..., None].expand_as(new)
+        assert real.any()
+        torch.testing.assert_close((new - old)[real].exp(), torch.ones(int(real.sum())), rtol=0, atol=1e-4)
+
+
+def test_text_log_probs_of_replay_equal_those_kept_at_sampling(reasoner):
+    config = settings(num_iterations=2)
+    rollout = sampled(reasoner, config)
+    with torch.no_grad():
+        now = rl.replay(reasoner, rollout, config.policy)
+    assert rollout.old_text_log_probs is not None
+    assert now.texts is not None
+    valid = rollout.texts.valid
+    new = now.texts[0].view_as(rollout.old_text_log_probs)
+    torch.testing.assert_close(new[valid], rollout.old_text_log_probs[valid], rtol=0, atol=1e-4)
+
+
+def test_transition_densities_are_those_of_the_normal_distribution(reasoner):
+    config = settings(guidance=1.0)
+    rollout = sampled(reasoner, config)
+    paths, steps = rollout.paths, rollout.steps
+    found = rl.old_transition_log_probs(paths, 0, steps, "sum")
+    normal = torch.distributions.Normal(paths.means[:, :, 0, steps], paths.stds[steps][:, None, None])
+    torch.testing.assert_close(found, normal.log_prob(paths.states[:, :, 0, steps + 1]).sum((-2, -1)))
+
+
+def test_the_transition_kl_is_flow_grpos_closed_form(reasoner):
+    config = settings()
+    rollout = sampled(reasoner, config)
+    with torch.no_grad():
+        now = rl.replay(reasoner, rollout, config.policy)
+        reasoner.velocity_head.weight.mul_(1.5)
+        other = rl.replay(reasoner, rollout, config.policy)
+    found = rl.transition_kl(now.blocks[0], other.blocks[0], "sum")
+    # means differ by (1 + sigma^2 (1 - t) / 2t) dt (v - v'), so KL = -dt/2 (1/sigma + sigma (1 - t) / 2t)^2 |v - v'|^2
+    times = sampling_grid(config.policy.num_steps)
+    t, dt = times[rollout.steps], (times[rollout.steps + 1] - times[rollout.steps])
+    sigma = now.blocks[0].stds[0, 0] / (-dt).sqrt()
+    means = now.blocks[0].means - other.blocks[0].means
+    v_difference = means / ((1 + sigma**2 * (1 - t) / (2 * t)) * dt)[:, None, None]
+    closed = -dt / 2 * (1 / sigma + sigma * (1 - t) / (2 * t)) ** 2 * v_difference.square().sum((-2, -1))
+    torch.testing.assert_close(found, closed)
+    assert found.min() > 0
+
+
+@pytest.mark.parametrize("copies", [1, 3, 7])
+def test_a_replay_in_pieces_equals_one_pass(reasoner, copies):
+    config = settings()
+    rollout = sampled(reasoner, config)
+    gradients = []
+    for limit in (0, copies):
+        reasoner.zero_grad()
+        value, _ = rl.loss(reasoner, rollout, replace(config, policy=replace(config.policy, replay_copies=limit)))
+        value.backward()
+        gradients.append(reasoner.velocity_head.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+    assert gradients[0].abs().max() > 0
+
+
+def test_latent_and_text_losses_reach_what_they_should(reasoner):
+    """Latents only: the velocity head, not the LM head's use of texts; texts only: not the velocity head."""
+    for alpha, reaches in ((1.0, True), (0.0, False)):
+        config = settings(alpha=alpha)
+        rollout = sampled(reasoner, config)
+        reasoner.zero_grad()
+        value, terms = rl.loss(reasoner, rollout, config)
+        value.backward()
+        gradient = reasoner.velocity_head.weight.grad
+        assert (gradient is not None and bool(gradient.abs().max() > 0)) == reaches
+        assert ("loss/text" in terms) != reaches
+
+
+def test_the_gradient_is_the_policy_gradient(reasoner):
+    """-mean_i A_i mean_s grad log p, with log p the mean over dimensions, computed from the definition."""
+    config = settings(alpha=1.0)
+    rollout = sampled(reasoner, config)
+    value, _ = rl.loss(reasoner, rollout, config)
+    reasoner.zero_grad()
+    value.backward()
+    found = reasoner.velocity_head.weight.grad.clone()
+    reasoner.zero_grad()
+    now = rl.replay(reasoner, rollout, config.policy)
+    real = torch.arange(len(now.blocks)) < rollout.paths.num_blocks[..., None]
+    steps = torch.stack([b.log_probs.mean(-1) for b in now.blocks], dim=-1)
+    per_trajectory = torch.where(real, steps, 0.0).sum(-1) / rollout.paths.num_blocks
+    (-(rollout.latent_advantages * per_trajectory).mean()).backward()
+    torch.testing.assert_close(found, reasoner.velocity_head.weight.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_groups_without_contrast_have_zero_gradient_and_are_counted(reasoner):
+    config = settings()
+    rewards = Rewards(config.reward, TASK, [lambda questions, texts, **columns: [1.0] * len(texts)])
+    rollout = rl.sample_rollout(reasoner, PROBLEMS, rewards, config, generator())
+    value, terms = rl.loss(reasoner, rollout, config)
+    value.backward()
+    assert value == 0
+    assert all((p.grad == 0).all() for p in reasoner.parameters())
+    assert terms["reward/zero_variance_share"] == 1
+
+
+def test_leaving_out_groups_without_contrast_does_not_change_the_others(reasoner):
+    """The same rollout, with one question's advantages set to 0 by hand, against a loss of the others alone."""
+    config = settings()
+    rollout = sampled(reasoner, config)
+    silenced = replace(rollout, latent_advantages=rollout.latent_advantages.clone())
+    silenced.latent_advantages[1] = 0
+    silenced.text_advantages[1] = 0
+    value, _ = rl.loss(reasoner, silenced, config)
+    others = silenced.rows(torch.tensor([0, 2]))
+    alone, _ = rl.loss(reasoner, replace(others, num_questions=2), config)
+    torch.testing.assert_close(value, alone * 2 / 3, rtol=1e-4, atol=1e-6)
+
+
+def bandit_step(reasoner, target, config, optimizer, seed) -> float:
+    """One update on a reward of the latents themselves; returns the mean reward."""
+    policy = config.policy
+    questions = [p.question for p in PROBLEMS[:2]]
+    paths: LatentPaths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), generator(seed))
+    rewards = torch.exp(-(paths.latents[:, :, 0] - target).square().mean((-2, -1)))
+    none = torch.zeros(2, policy.num_latents, 1, 1, dtype=torch.long)
+    rollout = rl.Rollout(
+        questions=questions,
+        paths=paths,
+        texts=Texts(none, none.bool(), none[..., 0].bool(), rewards[..., None], none[..., 0]),
+        old_text_log_probs=None,
+        latent_advantages=group_advantages(rewards, "group"),
+        text_advantages=torch.zeros(2, policy.num_latents, 1),
+        steps=torch.arange(policy.num_steps - 1),
+        num_tokens=0,
+        num_transitions=2 * policy.num_latents * (policy.num_steps - 1),
+        num_questions=2,
+        metrics={},
+    )
+    value, _ = rl.loss(reasoner, rollout, config)
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    return rewards.mean().item()
+
+
+def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
+    shape = ReasonerConfig(num_latents=1, latent_width=2, max_blocks=1)
+    reasoner = LatentReasoner.from_backbone(shape, tiny_backbone(), None)
+    config = settings(alpha=1.0, num_latents=64, texts_per_latent=1, num_steps=6)
+    optimizer = torch.optim.Adam(reasoner.parameters(), lr=2e-3)
+    target = torch.tensor([1.0, -1.0])
+    history = []
+    for seed in range(160):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - seed / 160)
+        history.append(bandit_step(reasoner, target, config, optimizer, seed))
+    assert history[0] < 0.4
+    assert sum(history[-10:]) / 10 > 0.95
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"num_latents": 1, "texts_per_latent": 1}, "at least 2 texts"),
+        ({"num_latents": 1}, "needs alpha 0"),
+        ({"alpha": 1.5}, "alpha must be"),
+        ({"noise_level": 0.0}, "needs noise_level > 0"),
+        ({"temperature": 0.0}, "needs temperature > 0"),
+        ({"alpha": 1.0, "temperature": 0.0}, "needs texts_per_latent 1"),
+        ({"alpha": 0.0, "texts_per_latent": 1}, "text_advantage pooled"),
+        ({"replay_steps": 5}, "only 4 steps are stochastic"),
+        ({"sde_window": (3, 9)}, "sde_window must satisfy"),
+        ({"num_iterations": 0}, "num_iterations >= 1"),
+    ],
+)
+def test_contradictory_settings_are_refused_with_the_remedy(fields, match):
+    with pytest.raises(ValueError, match=match):
+        settings(**fields)
+
+
+# ---- rewards --------------------------------------------------------------------------------------------------------
+
+
+def rewarded(function, **fields):
+    rewards = Rewards(RewardConfig(**fields), TASK, [function])
+    return rewards(PROBLEMS, [p.answer for p in PROBLEMS], whole=False)
+
+
+def test_the_verifier_is_the_default_reward():
+    texts = [PROBLEMS[0].answer, "1+1=2", PROBLEMS[2].answer]
+    assert Rewards(RewardConfig(), TASK)(PROBLEMS, texts, whole=False).rewards == [1.0, 0.0, 1.0]
+
+
+def test_functions_get_columns_and_are_weighted():
+    seen = {}
+
+    def function(questions, texts, **columns):
+        seen.update(columns)
+        return range(len(texts))
+
+    rewards = Rewards(RewardConfig(functions=("builtins:len",)[:0]), TASK, [function, function])
+    assert rewards(PROBLEMS, ["a", "b", "c"], whole=False).rewards == [0.0, 2.0, 4.0]
+    assert seen["answer"] == [p.answer for p in PROBLEMS]
+    assert seen["target"] == [p.meta["target"] for p in PROBLEMS]
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda questions, texts, **columns: 1 / 0, "raised ZeroDivisionError"),
+        (lambda questions, texts, **columns: [float("nan")] * 3, "returned nan, not a finite number"),
+        (lambda questions, texts, **columns: [None] * 3, "returned None, not a finite number"),
+        (lambda questions, texts, **columns: [1.0], "returned 1 values for 3 texts"),
+    ],
+)
+def test_a_broken_reward_stops_with_the_sample(function, match):
+    with pytest.raises(RewardError, match=match) as error:
+        rewarded(function)
+    assert PROBLEMS[0].question in str(error.value)
+
+
+def test_a_reward_that_hangs_is_stopped():
+    import time
+
+    with pytest.raises(RewardError, match=r"took more than 0\.1 s"):
+        rewarded(lambda questions, texts, **columns: time.sleep(5), time_limit=0.1)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "os:nothing", "no_such_module:f", "os:sep"])
+def test_a_reward_that_cannot_be_loaded_is_named(name):
+    with pytest.raises(ValueError, match="reward"):
+        Rewards(RewardConfig(functions=(name,)), TASK)
+
+
+# ---- the stages -----------------------------------------------------------------------------------------------------
+
+
+def loop_settings(steps, **fields):
+    optim = OptimConfig(lr=3e-3, warmup_steps=1, ema_decay=0.0)
+    return LoopConfig(
+        steps=steps, batch_size=3, micro_batch_size=3, optim=optim, log_every=1, checkpoint_every=2, **fields
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A reasoner and its backbone on disk."""
+    backbone = tiny_backbone()
+    shape = ReasonerConfig(num_latents=2, latent_width=4, max_blocks=2, max_answer_tokens=6)
+    reasoner = LatentReasoner.from_backbone(shape, backbone, None)
+    with torch.no_grad():
+        reasoner.velocity_head.weight.normal_(0, 0.3, generator=generator(1))
+    reasoner.save_pretrained(tmp_path / "reasoner")
+    backbone.save_pretrained(tmp_path / "lm")
+    return tmp_path
+
+
+def run_rl(folder, out, steps, policy=None, micro=3, text=None):
+    base = settings(**(policy or {}))
+    config = replace(
+        base,
+        out_dir=folder / out,
+        model_dir=folder / "reasoner",
+        text=text or SurrogateConfig(),
+        loop=replace(loop_settings(steps), micro_batch_size=micro),
+    )
+    return rl.main(config, [vowels])
+
+
+def weights(folder):
+    return LatentReasoner.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("policy", [{}, {"num_iterations": 2}], ids=str)
+def test_a_resumed_run_equals_the_uninterrupted_one(saved, policy, monkeypatch):
+    whole = run_rl(saved, "whole", 6, policy)
+    seen = 0
+    sample = rl.sample_rollout
+
+    def killed(*args):
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise KeyboardInterrupt
+        return sample(*args)
+
+    monkeypatch.setattr(rl, "sample_rollout", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_rl(saved, "cut", 6, policy)
+    assert not (saved / "cut" / "final").exists()
+    monkeypatch.setattr(rl, "sample_rollout", sample)
+    cut = run_rl(saved, "cut", 6, policy)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(cut)[name]), name
+    moved = weights(saved / "reasoner")
+    assert any(not torch.equal(tensor, moved[name]) for name, tensor in weights(whole).items())
+
+
+def test_checkpoints_fall_between_rollouts(saved):
+    with pytest.raises(ValueError, match="multiple of 3"):
+        run_rl(saved, "odd", 6, {"num_iterations": 3})
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_micro_batches_give_the_step_of_the_whole_batch(saved, loss_type):
+    text = SurrogateConfig(loss_type=loss_type)
+    one, three = (run_rl(saved, f"m{micro}", 1, {"alpha": 0.0}, micro, text) for micro in (3, 1))
+    logs = [json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[0]) for path in (one, three)]
+    assert logs[0]["optim/grad_norm"] == pytest.approx(logs[1]["optim/grad_norm"], rel=1e-3)
+    assert logs[0]["reward/mean"] == pytest.approx(logs[1]["reward/mean"])
+
+
+def run_grpo(folder, out, steps, **policy):
+    config = grpo.Config(
+        out_dir=folder / out,
+        data=DataConfig(task=TASK, num_train=100),
+        model_dir=folder / "lm",
+        policy=grpo.PolicyConfig(**{"num_generations": 6, "max_completion_length": 8, **policy}),
+        loop=loop_settings(steps),
+    )
+    return grpo.main(config, [vowels])
+
+
+def test_grpo_raises_the_reward(saved):
+    path = run_grpo(saved, "grpo", 30, num_generations=40)
+    rewards = [json.loads(line)["reward/mean"] for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    assert sum(rewards[-5:]) > 1.5 * sum(rewards[:5])
+
+
+def test_a_kl_penalty_keeps_the_policy_nearer(saved):
+    logs = []
+    for beta in (1e-6, 100.0):
+        path = run_grpo(saved, f"beta{beta}", 20, beta=beta, num_iterations=2)
+        logs.append([json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()])
+    free, held = logs
+    assert free[0]["text/kl"] == pytest.approx(0, abs=1e-6)
+    assert held[-1]["text/kl"] < 0.5 * free[-1]["text/kl"]
+    assert free[0]["text/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert free[1]["text/ratio_max"] > 1.001  # the second step on one rollout is off policy
+
+
+def test_rl_of_latents_runs_from_the_command_line(saved):
+    """Reward functions by name, in a new process."""
+    (saved / "my_rewards.py").write_text(
+        "def short(questions, texts, **columns):\n    return [-len(t) for t in texts]\n"
+    )
+    command = "from ladi.cli import main; main()"
+    out = saved / "cli"
+    args = ["train", "rl", "--preset", "cd3_tiny", "--model-dir", str(saved / "reasoner"), "--out-dir", str(out)]
+    args += ["--reward.functions", "my_rewards:short", "--loop.steps", "1", "--loop.batch-size", "2"]
+    args += ["--loop.micro-batch-size", "2", "--policy.num-latents", "2", "--policy.texts-per-latent", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *args], capture_output=True, text=True, check=False, cwd=saved
+    )
+    assert done.returncode == 0, done.stderr
+    log = json.loads((out / "metrics.jsonl").read_text())
+    assert log["reward/mean"] < 0
+
+
+def test_log_prob_of_a_noiseless_step_is_refused():
+    with pytest.raises(ValueError, match="std must be positive"):
+        gaussian_log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
