@@ -224,6 +224,22 @@ def test_only_changed_characters_are_marked(tmp_path):
     assert page.count("<mark>") == 2  # the other one explains the mark
 
 
+def test_runs_of_reinforcement_learning_share_their_plots(tmp_path):
+    runs = []
+    for name, keys in {"grpo": ("reward/mean", "text/entropy"), "rl": ("reward/mean", "latent/spread")}.items():
+        run = write_run(tmp_path / name)
+        lines = [json.dumps({"step": step, **dict.fromkeys(keys, 0.01 * step)}) for step in range(20)]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        runs.append(run)
+    page = build_report(runs, tmp_path / "r.html").read_text()
+    section = page.split("<section id='rl'>")[1].split("</section>")[0]
+    assert section.count("<svg") == 3  # reward, entropy, spread
+    reward = section.split("<svg")[1]
+    assert "--c-00" in reward
+    assert "--c-01" in reward
+    check(page)
+
+
 def test_sections_without_data_are_left_out(tmp_path):
     (tmp_path / "empty").mkdir()
     page = build_report([tmp_path / "empty"], tmp_path / "report.html").read_text()

@@ -194,8 +194,8 @@ def latent_use(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot
         return to_svg(figure, plot_id, "pass@1 with latents intact or replaced")
 
 
-def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> str:
-    """A faint raw curve and its running mean, on a log axis where all values are positive."""
+def smoothed(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, finite values and their running mean, thinned to about MAX_POINTS."""
     steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
@@ -204,10 +204,16 @@ def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> 
     weight = np.convolve(np.ones_like(values), kernel, mode="same")  # fewer neighbours at the ends
     smooth = np.convolve(values, kernel, mode="same") / weight
     stride = max(1, len(values) // MAX_POINTS)
+    return steps[::stride], values[::stride], smooth[::stride]
+
+
+def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> str:
+    """A faint raw curve and its running mean, on a log axis where all values are positive."""
+    steps, values, smooth = smoothed(points)
     with mpl.rc_context(RC | {"font.size": 9}):
         figure, axes = new_axes(SMALL)
-        axes.plot(steps[::stride], values[::stride], color=SERIES[0], alpha=0.25, linewidth=0.8)
-        axes.plot(steps[::stride], smooth[::stride], color=SERIES[0], linewidth=1.5)
+        axes.plot(steps, values, color=SERIES[0], alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth, color=SERIES[0], linewidth=1.5)
         if len(values) and values.min() > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(FixedLocator(log_ticks(values.min(), values.max())))
@@ -218,6 +224,21 @@ def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_xlabel("step")
         return to_svg(figure, plot_id, f"{name} against training step")
+
+
+def metric_curves(curves: dict[int, Sequence[tuple[int, float]]], name: str, plot_id: str) -> str:
+    """One metric of several runs; keys are the runs' colours."""
+    with mpl.rc_context(RC | {"font.size": 9}):
+        figure, axes = new_axes(SMALL)
+        for index, points in curves.items():
+            steps, values, smooth = smoothed(points)
+            color, style = color_of(index), linestyle_of(index)
+            axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(steps, smooth, style, color=color, linewidth=1.5)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlabel("update")
+        return to_svg(figure, plot_id, f"{name} against update")
 
 
 def pca_paths(pca: Pca, plot_id: str) -> str:

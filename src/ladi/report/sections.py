@@ -135,6 +135,44 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     return Section("losses", "Training losses", lead, "".join(parts)) if parts else None
 
 
+RL_METRICS = {
+    "reward/mean": "mean reward",
+    "rollout/pass@1": "pass@1 of the rollouts",
+    "rollout/pass@group": "solved by any text of the group",
+    "rollout/distinct_correct": "distinct correct answers of a group",
+    "reward/between_latent_var": "reward variance between latents",
+    "reward/within_latent_var": "reward variance within a latent",
+    "reward/zero_variance_share": "questions without contrast",
+    "text/entropy": "text entropy (nats per token)",
+    "latent/spread": "latent spread in a group",
+    "latent/transition_entropy": "transition entropy (nats per number)",
+    "text/clip_fraction": "clip fraction, texts",
+    "latent/clip_fraction": "clip fraction, latents",
+    "text/ratio_max": "largest ratio, texts",
+    "latent/ratio_max": "largest ratio, latents",
+    "optim/grad_norm": "gradient norm",
+    "time/step_s": "seconds per update",
+}
+
+
+def rl_section(runs: Sequence[Run]) -> Section | None:
+    shown = [run for run in runs if "reward/mean" in run.metrics]
+    if not shown:
+        return None
+    figures = []
+    for number, (key, caption) in enumerate(RL_METRICS.items()):
+        curves = {i: run.metrics[key] for i, run in enumerate(shown) if run.metrics.get(key)}
+        if curves:
+            figures.append(figure(plots.metric_curves(curves, key, f"rl{number}"), html.escape(caption)))
+    lead = (
+        "Reward should rise while distinct answers hold: a collapse shows as falling entropy, spread or distinct "
+        "answers. If the variance between latents goes to 0, the latents no longer decide the answer."
+    )
+    items = "".join(f"<li>{chip(i)}{html.escape(run.name)}</li>" for i, run in enumerate(shown))
+    body = f"<ul class='legend'>{items}</ul><div class='plots small'>{''.join(figures)}</div>"
+    return Section("rl", "Reinforcement learning", lead, body)
+
+
 def pca_section(runs: Sequence[Run]) -> Section | None:
     figures = [
         figure(plots.pca_paths(run.denoising.pca, f"pca{number}"), pca_caption(run))
