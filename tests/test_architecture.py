@@ -15,7 +15,7 @@ FLOORS = [
     {"models"},
     {"inference"},
     {"train"},
-    {"report", "bench", "demo"},
+    {"report", "bench", "bench_rl", "demo"},
     {"quickstart"},
     {"cli"},
 ]
@@ -23,7 +23,7 @@ OPTIONAL = {"demo", "rl"}
 """Modules that have a floor but need not exist."""
 
 ONLY_IN = {
-    "transformers": ("ladi.models.backbone",),
+    "transformers": ("ladi.models.backbone", "ladi.bench_rl"),
     "matplotlib": ("ladi.report",),
 }
 """Third-party package -> the modules (or packages) that may import it."""

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from ladi import bench, quickstart
+from ladi import bench, bench_rl, quickstart
 from ladi.bundled import resolve
 from ladi.inference.evaluate import evaluate, load_model
 from ladi.inference.sample import denoising_texts, frames
@@ -41,7 +41,7 @@ USAGE = f"""ladi: latent diffusion reasoning for language models
   ladi eval --preset NAME         measure a model: pass@k, diversity, latent use
   ladi sample QUESTION            think about one question, visibly
   ladi report RUN...              plots and tables of runs, as one HTML file
-  ladi bench                      throughput of the shared-context primitive
+  ladi bench [rl]                 throughput of the shared-context primitive, or of updates beside TRL's
 
 `ladi COMMAND --help` lists the settings. Presets: {", ".join(PRESETS)}."""
 
@@ -158,12 +158,20 @@ def run_report(args: list[str]) -> None:
         update_markdown(Path(path), marker, results_table(chosen.runs))
 
 
+def run_bench(args: list[str]) -> None:
+    """`ladi bench` times the velocity primitive, `ladi bench rl` an update of reinforcement learning."""
+    if args[:1] == ["rl"]:
+        bench_rl.main(tyro.cli(bench_rl.Config, args=args[1:], prog="ladi bench rl"), console)
+    else:
+        bench.main(tyro.cli(bench.Config, args=args, prog="ladi bench"), console)
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": train,
     "eval": run_eval,
     "sample": run_sample,
     "report": run_report,
-    "bench": lambda args: bench.main(tyro.cli(bench.Config, args=args, prog="ladi bench"), console),
+    "bench": run_bench,
     "quickstart": lambda args: quickstart.main(tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console),
 }
 

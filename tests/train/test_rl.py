@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from ladi import bench_rl
+from ladi.bench_rl import counted_tokens
 from ladi.flow.logprob import gaussian_log_prob
 from ladi.flow.times import sampling_grid
 from ladi.models.generation import LatentPaths, generate_latents
@@ -422,3 +425,19 @@ def test_rl_of_latents_runs_from_the_command_line(saved):
 def test_log_prob_of_a_noiseless_step_is_refused():
     with pytest.raises(ValueError, match="std must be positive"):
         gaussian_log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+
+
+def test_tokens_are_counted_pass_by_pass(saved):
+    model = LatentReasoner.from_pretrained(saved / "reasoner")
+    with counted_tokens(model.backbone.lm) as seen:
+        prefix = model.open(model.backbone.tokenize(["1,2:3", "4,5:9"]))
+        model.velocity(model.context(prefix), torch.zeros(2, 3, 2, 4), torch.ones(2, 3))
+    model.open(model.backbone.tokenize(["1,2:3"]))
+    assert seen == [2 * 6, 2 * 3 * 3]
+
+
+def test_bench_rl_times_both_updates(saved):
+    dirs = {"reasoner_dir": saved / "reasoner", "ar_dir": saved / "lm"}
+    results = bench_rl.main(bench_rl.Config(**dirs, questions=1, updates=1, trl=False), Console(quiet=True))
+    assert set(results) == {"LaDi-RL", "token GRPO"}
+    assert all(row["update_s"] > 0 and row["update_tokens"] > 0 for row in results.values())

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -226,7 +226,7 @@ def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> 
         return to_svg(figure, plot_id, f"{name} against training step")
 
 
-def metric_curves(curves: dict[int, Sequence[tuple[int, float]]], name: str, plot_id: str) -> str:
+def metric_curves(curves: Mapping[int, Sequence[tuple[int, float]]], name: str, plot_id: str) -> str:
     """One metric of several runs; keys are the runs' colours."""
     with mpl.rc_context(RC | {"font.size": 9}):
         figure, axes = new_axes(SMALL)
