@@ -34,7 +34,9 @@ class EvalConfig:
     split: str = "test"
     num_questions: int = 500
     num_samples: int = 100
-    """Texts per question: one from each of as many latent trajectories, or as many AR samples."""
+    """Texts per question: `texts_per_latent` from each latent trajectory, or as many AR samples."""
+    texts_per_latent: int = 1
+    """Texts read from each latent; above 1 the record also has pass@k over latents and within a latent."""
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     readout: Literal["text", "vae"] = "text"
     """Read the LM head's answer, or the VAE decoder's text of the blocks."""
@@ -50,6 +52,15 @@ class EvalConfig:
     def __post_init__(self):
         if max(self.ks) > self.num_samples:
             raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
+        if self.texts_per_latent < 1 or self.num_samples % self.texts_per_latent:
+            raise ValueError(
+                f"num_samples ({self.num_samples}) must be a multiple of texts_per_latent ({self.texts_per_latent})"
+            )
+        if self.texts_per_latent > 1 and (self.readout == "vae" or self.sample.temperature == 0):
+            raise ValueError(
+                "greedy and VAE texts of one latent are all alike: texts_per_latent above 1 needs readout text and a "
+                "temperature above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -139,12 +150,21 @@ def run_samples(
                 model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, generator
             )
         else:
-            paths = generate_latents(model, questions, config.num_samples, config.sample, generator)
+            num_latents = config.num_samples // config.texts_per_latent
+            paths = generate_latents(model, questions, num_latents, config.sample, generator)
             latents, num_blocks, tokens = paths.latents, paths.num_blocks, paths.tokens_processed
             if config.readout == "vae":
                 new = vae_texts(model, latents, num_blocks, config.task.step_separator)
             else:
-                new, read = answer(model, questions, latents, num_blocks, config.sample.temperature, generator)
+                new, read = answer(
+                    model,
+                    questions,
+                    latents,
+                    num_blocks,
+                    config.sample.temperature,
+                    generator,
+                    config.texts_per_latent,
+                )
                 tokens += read
         texts += new
         verdicts += judge(config.task, chunk, new, whole=isinstance(model, Backbone))
@@ -182,6 +202,29 @@ def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalC
     return {name: interval(values) for name, values in shares.items()}
 
 
+def by_latent(verdicts: list[list[Verdict]], config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """pass@k where the texts of one latent, which are correlated, are kept apart.
+
+    `over_latents` takes the first text of each latent; `within_latent` takes the texts of one latent, averaged over
+    latents.
+    """
+    per_latent = config.texts_per_latent
+    num_latents = config.num_samples // per_latent
+    groups = [[row[i : i + per_latent] for i in range(0, len(row), per_latent)] for row in verdicts]
+    firsts = [sum(group[0].correct for group in row) for row in groups]
+    counts = [[sum(v.correct for v in group) for group in row] for row in groups]
+    return {
+        "over_latents": {
+            str(k): interval([pass_at_k(num_latents, c, k) for c in firsts]) for k in config.ks if k <= num_latents
+        },
+        "within_latent": {
+            str(k): interval([sum(pass_at_k(per_latent, c, k) for c in row) / num_latents for row in counts])
+            for k in config.ks
+            if k <= per_latent
+        },
+    }
+
+
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean over questions and its 95 % bootstrap interval."""
     low, high = bootstrap_interval(values)
@@ -198,8 +241,10 @@ def evaluate(
     """
     model = load_model(config.model_dir) if model is None else model
     is_ar = isinstance(model, Backbone)
-    if is_ar and (config.readout == "vae" or config.latent_use_samples):
-        raise ValueError("a token-level model has no latents: use readout text and latent_use_samples 0")
+    if is_ar and (config.readout == "vae" or config.latent_use_samples or config.texts_per_latent > 1):
+        raise ValueError(
+            "a token-level model has no latents: use readout text, latent_use_samples 0 and texts_per_latent 1"
+        )
     if config.readout == "vae" and not config.task.cot_in_answer:
         raise ValueError(f"the VAE reads only chains of thought, and answers of {config.task.name!r} are not in them")
     problems = [config.task.problem(config.split, i) for i in range(config.num_questions)]
@@ -222,7 +267,9 @@ def evaluate(
         "initial_noise": config.sample.initial_noise,
         "noise_level": config.sample.noise_level,
         "temperature": config.sample.temperature,
+        "texts_per_latent": config.texts_per_latent,
         "pass@k": curve,
+        "pass@k by latent": by_latent(judged.verdicts, config) if config.texts_per_latent > 1 else None,
         "distinct_valid": interval(distinct),
         "latent_use": latent_use(model, problems, config)
         if isinstance(model, LatentReasoner) and config.latent_use_samples

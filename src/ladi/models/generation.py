@@ -213,13 +213,17 @@ def answer(
     num_blocks: Int[Tensor, "B R"],
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    texts_per_latent: int = 1,
 ) -> tuple[list[list[str]], int]:
-    """Texts that the LM head writes given each question and its finished blocks, and tokens processed."""
-    batch, num_latents = latents.shape[:2]
+    """Texts that the LM head writes given each question and its finished blocks, and tokens processed.
+
+    A row holds the R * `texts_per_latent` texts of a question, those of one latent together.
+    """
+    batch, group = latents.shape[0], latents.shape[1] * texts_per_latent
     prefix, processed = finished_prefix(reasoner, questions, latents, num_blocks)
+    prefix = expand(prefix, texts_per_latent)
     texts, decoded = continue_text(reasoner.backbone, prefix, reasoner.config.max_answer_tokens, temperature, generator)
-    rows = [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
-    return rows, processed + decoded
+    return [texts[i * group : (i + 1) * group] for i in range(batch)], processed + decoded
 
 
 def generate(

@@ -1,0 +1,68 @@
+"""Evaluation on small models: correlated samples kept apart, settings that contradict each other."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from ladi.inference.evaluate import EvalConfig, by_latent, evaluate
+from ladi.models.generation import SampleConfig
+from ladi.tasks.base import Verdict
+from ladi.tasks.countdown import Countdown
+
+TASK = Countdown(size=3, max_input=20)
+
+
+def settings(**fields) -> EvalConfig:
+    base = {"model_dir": Path("unused"), "task": TASK, "num_questions": 3, "num_samples": 6, "ks": (1, 2)}
+    return EvalConfig(**{**base, **fields})
+
+
+def test_pass_at_k_over_and_within_latents_is_that_of_brute_force():
+    correct = [[1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0]]  # 2 questions, 3 latents of 2 texts
+    verdicts = [[Verdict(correct=bool(c), reason="") for c in row] for row in correct]
+    config = settings(texts_per_latent=2, sample=SampleConfig(temperature=1.0))
+    found = by_latent(verdicts, config)
+    for k in (1, 2):
+        over = [
+            sum(any(row[2 * i] for i in chosen) for chosen in combinations(range(3), k))
+            / len(list(combinations(range(3), k)))
+            for row in correct
+        ]
+        assert found["over_latents"][str(k)]["value"] == pytest.approx(sum(over) / 2)
+        within = [
+            any(row[2 * latent + i] for i in chosen)
+            for row in correct
+            for latent in range(3)
+            for chosen in combinations(range(2), k)
+        ]
+        assert found["within_latent"][str(k)]["value"] == pytest.approx(sum(within) / len(within))
+
+
+def test_texts_of_a_latent_stand_together(reasoner):
+    """One latent, six texts: no pass@k over latents beyond 1; six latents of one text: nothing within."""
+    sample = SampleConfig(num_steps=2, temperature=1.0)
+    record = evaluate(settings(texts_per_latent=6, sample=sample), reasoner)
+    assert set(record["pass@k by latent"]["over_latents"]) == {"1"}
+    assert set(record["pass@k by latent"]["within_latent"]) == {"1", "2"}
+    assert evaluate(settings(sample=sample), reasoner)["pass@k by latent"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"ks": (1, 7)}, "at least as many samples"),
+        ({"texts_per_latent": 4, "sample": SampleConfig(temperature=1.0)}, "must be a multiple of texts_per_latent"),
+        ({"texts_per_latent": 2}, "are all alike"),
+        ({"texts_per_latent": 2, "readout": "vae", "sample": SampleConfig(temperature=1.0)}, "are all alike"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(fields, match):
+    with pytest.raises(ValueError, match=match):
+        settings(**fields)
+
+
+def test_latent_settings_are_refused_for_a_token_level_model(backbone):
+    config = settings(texts_per_latent=2, sample=SampleConfig(temperature=1.0))
+    with pytest.raises(ValueError, match="has no latents"):
+        evaluate(config, backbone)
