@@ -45,7 +45,11 @@ def test_texts_of_a_latent_stand_together(reasoner):
     record = evaluate(settings(texts_per_latent=6, sample=sample), reasoner)
     assert set(record["pass@k by latent"]["over_latents"]) == {"1"}
     assert set(record["pass@k by latent"]["within_latent"]) == {"1", "2"}
-    assert evaluate(settings(sample=sample), reasoner)["pass@k by latent"] is None
+    assert record["latent_diversity"] is None
+    apart = evaluate(settings(sample=sample), reasoner)
+    assert apart["pass@k by latent"] is None
+    assert 1 < apart["latent_diversity"]["vendi"]["value"] < 6
+    assert apart["latent_diversity"]["distance"]["value"] > 0
 
 
 @pytest.mark.parametrize(

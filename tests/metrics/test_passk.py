@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ladi.metrics.passk import bootstrap_interval, mean_pass_at_k, pass_at_k
+from ladi.metrics.passk import bootstrap_interval, pass_at_k
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 8])
@@ -31,15 +31,6 @@ def test_numpy_integers_are_accepted():
 def test_impossible_counts_are_refused(num_correct, k):
     with pytest.raises(ValueError, match="must lie in"):
         pass_at_k(8, num_correct, k)
-
-
-def test_the_mean_is_over_questions():
-    assert mean_pass_at_k([0, 4, 2], 4, 1) == pytest.approx(0.5)
-
-
-def test_the_mean_over_no_question_is_refused():
-    with pytest.raises(ValueError, match="at least one question"):
-        mean_pass_at_k([], 4, 1)
 
 
 def test_the_interval_is_near_the_normal_approximation():

@@ -12,6 +12,7 @@ import torch
 
 from ladi.arrays import Tensor
 from ladi.inference.text import final_answer
+from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_text, expand, open_question
@@ -70,6 +71,10 @@ class Judged:
     texts: list[list[str]]
     verdicts: list[list[Verdict]]
     tokens_processed: int
+    vendi: list[float]
+    """Vendi score (cosine) of each question's finished first blocks; empty for token-level models and single latents."""
+    distance: list[float]
+    """Their mean pairwise distance, divided by the square root of the numbers in a block."""
 
     @property
     def num_correct(self) -> list[int]:
@@ -142,6 +147,7 @@ def run_samples(
 ) -> Judged:
     """Sample and judge `config.num_samples` texts for every problem."""
     texts, verdicts, processed = [], [], 0
+    vendi, distance = [], []
     for chunk in chunks(problems, max(1, config.rows_at_once // config.num_samples)):
         generator = chunk_generator(config, len(texts))
         questions = [p.question for p in chunk]
@@ -153,6 +159,10 @@ def run_samples(
             num_latents = config.num_samples // config.texts_per_latent
             paths = generate_latents(model, questions, num_latents, config.sample, generator)
             latents, num_blocks, tokens = paths.latents, paths.num_blocks, paths.tokens_processed
+            if num_latents > 1:
+                first = latents[:, :, 0]
+                vendi += [vendi_score(cosine_similarity(group)) for group in first.flatten(2)]
+                distance += (mean_pairwise_distance(first) / first[0, 0].numel() ** 0.5).tolist()
             if config.readout == "vae":
                 new = vae_texts(model, latents, num_blocks, config.task.step_separator)
             else:
@@ -171,7 +181,7 @@ def run_samples(
         processed += tokens
         if progress:
             progress(len(texts), len(problems))
-    return Judged(texts, verdicts, processed)
+    return Judged(texts, verdicts, processed, vendi, distance)
 
 
 def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalConfig) -> dict[str, Any]:
@@ -271,6 +281,9 @@ def evaluate(
         "pass@k": curve,
         "pass@k by latent": by_latent(judged.verdicts, config) if config.texts_per_latent > 1 else None,
         "distinct_valid": interval(distinct),
+        "latent_diversity": {"vendi": interval(judged.vendi), "distance": interval(judged.distance)}
+        if judged.vendi
+        else None,
         "latent_use": latent_use(model, problems, config)
         if isinstance(model, LatentReasoner) and config.latent_use_samples
         else None,

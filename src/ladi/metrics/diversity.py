@@ -1,6 +1,4 @@
-"""How different the samples for one question are: as texts, by a similarity, and in latent space."""
-
-from collections.abc import Sequence
+"""How different the samples for one question are: by a similarity, and in latent space."""
 
 import torch
 
@@ -8,20 +6,6 @@ from ladi.arrays import Float, Tensor
 
 TOLERANCE = 1e-4
 """How far a similarity matrix may be from symmetric with unit diagonal and no negative eigenvalue."""
-
-
-def mean_distinct(canonicals: Sequence[Sequence[str]]) -> float:
-    """The mean over questions of the number of distinct nonempty strings among a question's samples.
-
-    The strings are canonical forms of valid solutions, "" where a sample has none. It grows with the number
-    of samples: compare only equal numbers (LaDiR, arXiv:2510.04573, takes 100).
-
-    Raises:
-        ValueError: if there are no questions.
-    """
-    if len(canonicals) == 0:
-        raise ValueError("canonicals is empty; the mean needs at least one question")
-    return sum(len(set(samples) - {""}) for samples in canonicals) / len(canonicals)
 
 
 def vendi_score(similarity: Float[Tensor, "G G"]) -> float:

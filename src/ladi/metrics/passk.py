@@ -26,17 +26,6 @@ def pass_at_k(num_samples: Count, num_correct: Count, k: Count) -> float:
     return float(1.0 - np.prod(failures))
 
 
-def mean_pass_at_k(correct_counts: Sequence[Count] | np.ndarray, num_samples: Count, k: Count) -> float:
-    """The mean over questions of `pass_at_k`; every question has num_samples samples.
-
-    Raises:
-        ValueError: if there are no questions, or as `pass_at_k`.
-    """
-    if len(correct_counts) == 0:
-        raise ValueError("correct_counts is empty; pass@k needs at least one question")
-    return float(np.mean([pass_at_k(num_samples, count, k) for count in correct_counts]))
-
-
 def bootstrap_interval(
     values: Sequence[float | int] | np.ndarray,
     *,

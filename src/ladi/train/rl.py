@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Float, Int, Tensor
-from ladi.flow.guidance import Bandwidth
+from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl_same_std, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.metrics.diversity import mean_pairwise_distance
@@ -235,11 +235,15 @@ def sample_rollout(
 
 
 def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
-    """Spread of a question's finished first blocks per dimension, and entropy per dimension of a noisy transition."""
+    """Spread of a question's finished first blocks, entropy of a noisy transition (both per number of a block), and the
+    length of the repulsion's push beside that of the drift."""
     first = paths.latents[:, :, 0]
     stats = {}
     if first.shape[1] > 1:
         stats["latent/spread"] = mean_pairwise_distance(first).mean() / first[0, 0].numel() ** 0.5
+    if paths.pushes is not None:
+        drift = paths.means - paths.pushes - paths.states[:, :, :, :-1]
+        stats["latent/push_to_drift"] = relative_strength(paths.pushes, drift).mean()
     noisy = paths.stds[paths.stds > 0]
     if len(noisy):
         stats["latent/transition_entropy"] = (0.5 * torch.log(2 * torch.pi * torch.e * noisy.square())).mean()
