@@ -72,7 +72,7 @@ class Judged:
     verdicts: list[list[Verdict]]
     tokens_processed: int
     vendi: list[float]
-    """Vendi score (cosine) of each question's finished first blocks; empty for token-level models and single latents."""
+    """Vendi score (cosine) of the finished first blocks of each question; empty without at least two latents."""
     distance: list[float]
     """Their mean pairwise distance, divided by the square root of the numbers in a block."""
 
