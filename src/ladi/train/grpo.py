@@ -23,7 +23,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import RolloutBuffer, Texts, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import SHOWN, RolloutBuffer, Texts, score, text_log_probs, text_statistics, zero_loss
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -160,8 +160,10 @@ def loss(
     return value, {**terms, "loss/text": value.detach(), **{f"text/{k}": v for k, v in stats.items()}}
 
 
-def main(config: Config, functions: Sequence[RewardFunction] = ()) -> Path:
-    """Train and save `final/`; returns its path. `functions` are rewards beside the configured ones."""
+def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:
+    """Train and save `final/`; returns its path. `functions` are rewards beside the configured
+    ones; `on_log(step, metrics)` replaces the progress on the terminal.
+    """
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
@@ -184,6 +186,8 @@ def main(config: Config, functions: Sequence[RewardFunction] = ()) -> Path:
         label="grpo",
         prepare=buffer.prepare,
         unit=config.policy.num_iterations,
+        shown=SHOWN,
+        on_log=on_log,
     )
     backbone.save_pretrained(run_dir / "final")
     return run_dir / "final"

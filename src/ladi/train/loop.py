@@ -48,6 +48,7 @@ from ladi.rundir import (
 BatchAt = Callable[[int, int, int], Any]
 """batch_at(step, start, stop): examples [start, stop) of the step's batch; a pure function."""
 Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+OnLog = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,12 +264,15 @@ def run(
     label: str,
     prepare: Callable[[int, int, int], None] | None = None,
     unit: int = 1,
+    shown: tuple[str, ...] = (),
+    on_log: OnLog | None = None,
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
     Resumes from the newest checkpoint in `run_dir`. SIGTERM and SIGINT end the current step, save, and exit.
     `prepare(step, first, stop)` is called before the micro-batches of a step, with this process's share of the batch.
-    `unit` steps belong together: checkpoints are written, and runs stop, only between units.
+    `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
+    metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it.
 
     Raises:
         ValueError: if checkpoint_every is not a multiple of `unit`.
@@ -296,7 +300,8 @@ def run(
     if accelerator.num_processes > 1:
         module = accelerator.prepare(module)
     meter = Meter()
-    with stop_signals() as stopped, progress_bar(config, state.step, label) as advance:
+    progress = nullcontext(on_log) if on_log is not None else progress_bar(config, state.step, label, shown)
+    with stop_signals() as stopped, progress as advance:
         while state.step < config.steps:
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in state.optimizer.param_groups:
@@ -359,14 +364,22 @@ def train_step(
 
 
 @contextmanager
-def progress_bar(config: LoopConfig, step: int, label: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def progress_bar(config: LoopConfig, step: int, label: str, shown: tuple[str, ...]) -> Iterator[OnLog]:
     """A callback (step, metrics): moves a bar with time left on a terminal, prints plain lines elsewhere."""
+
+    def terms(metrics: dict[str, float]) -> str:
+        names = shown or tuple(name for name in metrics if name.startswith(("loss/", "vae/", "sft/")))
+        return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in names if name in metrics)
+
     if not sys.stdout.isatty() or os.environ.get("RANK", "0") != "0":
 
         def print_line(step: int, metrics: dict[str, float]) -> None:
-            left = (config.steps - step) * metrics["time/step_s"] / 60
-            terms = "  ".join(f"{k.split('/')[1]} {v:.4g}" for k, v in metrics.items() if k != "optim/lr")
-            print(f"{label} {step}/{config.steps}  {terms}  {left:.1f} min left", flush=True)
+            seconds = metrics["time/step_s"]
+            left = (config.steps - step) * seconds / 60
+            print(
+                f"{label} {step}/{config.steps}  {terms(metrics)}  step_s {seconds:.3g}  {left:.1f} min left",
+                flush=True,
+            )
 
         yield print_line
         return
@@ -380,9 +393,4 @@ def progress_bar(config: LoopConfig, step: int, label: str) -> Iterator[Callable
     )
     with Progress(*columns) as bar:
         task = bar.add_task(label, total=config.steps, completed=step, terms="")
-
-        def move(step: int, metrics: dict[str, float]) -> None:
-            terms = "  ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
-            bar.update(task, completed=step, terms=terms)
-
-        yield move
+        yield lambda step, metrics: bar.update(task, completed=step, terms=terms(metrics))

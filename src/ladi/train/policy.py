@@ -17,6 +17,9 @@ from ladi.models.decoding import Continuation, Prefix, append
 from ladi.tasks.base import Problem
 from ladi.train.rewards import Rewards
 
+SHOWN = ("reward/mean", "rollout/pass@1", "rollout/distinct_correct", "text/entropy", "latent/spread")
+"""What the terminal shows of an update."""
+
 
 @dataclass(frozen=True)
 class Texts:
