@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ladi.inference.text import alphabet
+from ladi.inference.text import alphabet, blocks_of
 from ladi.models.backbone import Backbone
 from ladi.train.presets import PRESETS
 
@@ -14,7 +14,10 @@ def test_every_preset_builds_and_its_stages_read_what_the_earlier_ones_write(nam
     assert p.reasoner.vae_dir == p.rollout.vae_dir == p.vae.out_dir / "final"
     assert p.rollout.reasoner_dir == p.reasoner.out_dir / "final"
     assert p.rollout.latents_path == p.reasoner.latents_path
-    assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout)} == {3}
+    assert p.rl.model_dir == p.reasoner.out_dir / "final"
+    assert p.grpo.model_dir == p.sft.out_dir / "final"
+    assert p.grpo.policy.num_generations == p.rl.policy.num_latents * p.rl.policy.texts_per_latent
+    assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout, p.rl, p.grpo)} == {3}
 
 
 @pytest.mark.parametrize(("name", "most"), [("cd3_tiny", 2e6), ("cd4_tiny", 2e6), ("cd4_small", 10e6)])
@@ -30,6 +33,7 @@ def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
     task = p.sft.data.task
     for i in range(500):
         problem = task.problem("train", i)
-        assert len(problem.steps) <= p.reasoner.max_blocks
-        assert max(map(len, problem.steps)) < p.vae.vae.max_block_tokens
+        blocks = blocks_of(problem, p.vae.vae.block, task.step_separator)
+        assert len(blocks) <= p.reasoner.max_blocks
+        assert max(map(len, blocks)) < p.vae.vae.max_block_tokens
         assert len(problem.answer) < p.reasoner.max_answer_tokens
