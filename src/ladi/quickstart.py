@@ -1,13 +1,19 @@
-"""`ladi quickstart`: the first look. Evaluate the bundled models, watch one learn and think, write a report.
+"""`ladi quickstart`: reinforce the bundled models in token and in latent space, compare them, write a report.
 
-`--from-scratch` trains every stage instead, and continues where an interrupted run stopped.
+`--from-scratch` trains every stage before that, and continues where an interrupted run stopped.
 """
 
+import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 from ladi.bundled import ASSETS
 from ladi.inference.evaluate import EvalConfig, evaluate, load_model
@@ -17,13 +23,14 @@ from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table
 from ladi.report import build_report
 from ladi.rundir import write_json_atomic
-from ladi.train import reasoner, rollout, sft, vae
-from ladi.train.data import DataConfig
-from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train import grpo, reasoner, rl, sft, vae
 from ladi.train.presets import PRESETS, Pipeline
 
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
-RELATIVE_COST = {"sft": 1.0, "vae": 1.0, "reasoner": 1.7, "rollout": 3.0}
+RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9}
+AR, LADIR, GRPO, LADI_RL = "AR SFT", "LaDiR", "AR SFT + token GRPO", "LaDiR + LaDi-RL"
+WINDOW = 10
+"""Updates whose mean the live table shows as `now`; the first as many are `start`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +43,18 @@ class Config:
     from_scratch: bool = False
     """Train every stage instead of loading the bundled models; resumes if interrupted."""
     num_questions: int = 100
-    num_samples: int = 100
+    num_samples: int = 64
     """Texts per question; pass@k goes up to this k."""
     num_steps: int = 30
-    """Denoising steps."""
-    train_steps: int = 60
-    """Stage-2 steps of the minute of training."""
-    train_lr: float = 1e-4
-    """Its learning rate; low, since batches are small."""
-    train_batch: int = 96
+    """Denoising steps of the evaluations."""
+    updates: int = 60
+    """Updates of token GRPO and of LaDi-RL."""
+    questions: int = 16
+    """Questions per update."""
+    num_latents: int = 16
+    """Latent trajectories of a question in LaDi-RL."""
+    texts_per_latent: int = 2
+    """Texts of each; token GRPO samples as many texts in all."""
     seed: int = 0
 
 
@@ -56,48 +66,35 @@ def main(config: Config, console: Console) -> Path:
     """
     if config.preset not in PRESETS:
         raise ValueError(f"unknown preset {config.preset!r}; use one of {', '.join(PRESETS)}")
+    run_dirs: list[Path] = []
     if config.from_scratch:
         pipeline = PRESETS[config.preset](config.out_dir / "from_scratch", config.seed)
         train_all(pipeline, console)
-        models = {
-            "AR SFT": pipeline.sft.out_dir / "final",
-            "LaDiR stage 1": pipeline.reasoner.out_dir / "final",
-            "LaDiR stage 2": pipeline.rollout.out_dir / "final",
-        }
-        run_dirs = [
-            pipeline.sft.out_dir,
-            pipeline.vae.out_dir,
-            pipeline.reasoner.out_dir,
-            pipeline.rollout.out_dir,
-        ]
+        models = {AR: pipeline.sft.out_dir / "final", LADIR: pipeline.reasoner.out_dir / "final"}
+        run_dirs += [pipeline.sft.out_dir, pipeline.vae.out_dir, pipeline.reasoner.out_dir]
     else:
         folder = ASSETS / config.preset
         if not folder.is_dir():
             raise ValueError(f"no bundled models of preset {config.preset!r}; add --from-scratch to train them")
         pipeline = PRESETS[config.preset](config.out_dir, config.seed)
-        names = {"AR SFT": "ar", "LaDiR stage 1": "stage1", "LaDiR stage 2": "stage2"}
-        models = {label: folder / name for label, name in names.items()}
-        run_dirs = []
+        models = {AR: folder / "ar", LADIR: folder / "stage1"}
     records = [measure(config, pipeline, label, path, console) for label, path in models.items()]
-    if not config.from_scratch:
-        learned_dir = learn(config, pipeline, models["LaDiR stage 1"], console)
-        run_dirs.append(learned_dir)
-        label = f"LaDiR stage 1 + {config.train_steps} steps"
-        records.append(measure(config, pipeline, label, learned_dir / "final", console))
-    show(config, pipeline, models["LaDiR stage 2"], console)
-    console.print(
-        eval_table(records, title=f"{config.num_questions} held-out puzzles, {config.num_samples} samples each")
-    )
-    report = build_report([config.out_dir, *run_dirs], config.out_dir / "report.html", "ladi quickstart")
+    trained = reinforce(config, pipeline, models, console)
+    records += [measure(config, pipeline, label, path / "final", console) for label, path in trained.items()]
+    show(config, pipeline, trained[LADI_RL] / "final", console)
+    title = f"{config.num_questions} held-out puzzles, {config.num_samples} samples each"
+    console.print(eval_table(records, title=title))
+    folders = [config.out_dir, *run_dirs, *trained.values()]
+    report = build_report(folders, config.out_dir / "report.html", "ladi quickstart")
     console.print(f"report: [bold]{report}[/bold]")
     return report
 
 
-def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, console: Console) -> dict:
+def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, console: Console) -> dict[str, Any]:
     """Evaluate one model and keep the record under `eval/`."""
     model = load_model(model_dir)
     is_latent = isinstance(model, LatentReasoner)
-    ks = tuple(k for k in (1, 2, 5, 10, 20, 50, 100) if k <= config.num_samples)
+    ks = tuple(k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= config.num_samples)
     eval_config = EvalConfig(
         model_dir=model_dir,
         task=pipeline.eval.task,
@@ -118,29 +115,74 @@ def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, con
     return record
 
 
-def learn(config: Config, pipeline: Pipeline, reasoner_dir: Path, console: Console) -> Path:
-    """About a minute of stage 2 from the bundled stage-1 reasoner; returns the run's folder."""
-    console.print(f"\nTraining stage 2 for {config.train_steps} steps from the stage-1 reasoner ...")
-    steps, size = config.train_steps, config.train_batch
-    stage = replace(
-        pipeline.rollout,
-        out_dir=config.out_dir / "learn",
-        reasoner_dir=reasoner_dir,
-        vae_dir=reasoner_dir.parent / "vae",
-        latents_path=config.out_dir / "latents.safetensors",
-        data=DataConfig(task=pipeline.rollout.data.task, num_train=max(steps * size, size)),
-        loop=LoopConfig(
-            steps=steps,
-            batch_size=size,
-            micro_batch_size=size,
-            log_every=2,
-            checkpoint_every=steps,
-            seed=config.seed,
-            optim=OptimConfig(lr=config.train_lr, warmup_steps=5, ema_decay=0.9),
-        ),
+def reinforce(config: Config, pipeline: Pipeline, models: dict[str, Path], console: Console) -> dict[str, Path]:
+    """Token GRPO and LaDi-RL at equal numbers of sampled texts, watched live; returns the runs' folders."""
+    texts = config.num_latents * config.texts_per_latent
+    console.print(
+        f"\n{config.updates} updates of token GRPO and of LaDi-RL, {config.questions} questions x {texts} texts each"
     )
-    rollout.main(stage)
-    return stage.out_dir
+    sizes = {"steps": config.updates, "batch_size": config.questions, "micro_batch_size": config.questions}
+    token = replace(
+        pipeline.grpo,
+        out_dir=config.out_dir / "grpo",
+        model_dir=models[AR],
+        policy=replace(pipeline.grpo.policy, num_generations=texts),
+        loop=replace(pipeline.grpo.loop, **sizes),
+    )
+    latent = replace(
+        pipeline.rl,
+        out_dir=config.out_dir / "ladi_rl",
+        model_dir=models[LADIR],
+        policy=replace(pipeline.rl.policy, num_latents=config.num_latents, texts_per_latent=config.texts_per_latent),
+        loop=replace(pipeline.rl.loop, **sizes),
+    )
+    with live_table(console, config.updates) as row:
+        grpo.main(token, on_log=lambda step, metrics: row(GRPO, step, metrics))
+        rl.main(latent, on_log=lambda step, metrics: row(LADI_RL, step, metrics))
+    return {GRPO: token.out_dir, LADI_RL: latent.out_dir}
+
+
+LIVE_COLUMNS = {
+    "reward": "reward/mean",
+    "solved by the group": "rollout/pass@group",
+    "distinct correct": "rollout/distinct_correct",
+    "text entropy": "text/entropy",
+    "latent spread": "latent/spread",
+}
+
+
+@contextmanager
+def live_table(console: Console, updates: int) -> Iterator[Any]:
+    """A callback row(label, step, metrics): a table `start -> now` that grows with the runs."""
+    history: dict[str, list[dict[str, float]]] = {}
+
+    def cell(rows: list[dict[str, float]], key: str) -> str:
+        values = [row[key] for row in rows if key in row]
+        if not values:
+            return "-"
+        first, last = values[:WINDOW], values[-WINDOW:]
+        return f"{statistics.mean(first):.3f} -> {statistics.mean(last):.3f}"
+
+    def render() -> Table:
+        table = Table("method", "update", *LIVE_COLUMNS, "s/update")
+        for label, rows in history.items():
+            seconds = statistics.mean(row["time/step_s"] for row in rows)
+            cells = [cell(rows, key) for key in LIVE_COLUMNS.values()]
+            table.add_row(label, f"{rows[-1]['step']:.0f}/{updates}", *cells, f"{seconds:.1f}")
+        return table
+
+    with Live(render(), console=console, auto_refresh=False) as live:
+
+        def row(label: str, step: int, metrics: dict[str, float]) -> None:
+            history.setdefault(label, []).append({**metrics, "step": step})
+            if console.is_terminal:
+                live.update(render(), refresh=True)
+            elif step % WINDOW == 0 or step == updates:
+                found = ", ".join(f"{name} {metrics[key]:.3f}" for name, key in LIVE_COLUMNS.items() if key in metrics)
+                console.print(f"{label} {step}/{updates}: {found}")
+
+        yield row
+        live.update(render(), refresh=True)
 
 
 def show(config: Config, pipeline: Pipeline, model_dir: Path, console: Console) -> None:
@@ -156,7 +198,7 @@ def show(config: Config, pipeline: Pipeline, model_dir: Path, console: Console) 
 
 def train_all(pipeline: Pipeline, console: Console) -> None:
     """Every stage that is not finished yet, in order, after an estimate of the time."""
-    stages = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
+    stages = {"sft": sft, "vae": vae, "reasoner": reasoner}
     step_s = time_sft_step(pipeline)
     seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in stages}
     parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
@@ -168,7 +210,7 @@ def train_all(pipeline: Pipeline, console: Console) -> None:
 
 
 def time_sft_step(pipeline: Pipeline) -> float:
-    """Measured seconds of one optimizer step of the stage `sft` on this machine, without the optimizer."""
+    """Measured seconds of one optimizer step of the stage `sft` on this machine."""
     import torch
 
     from ladi.inference.text import alphabet, sft_target
@@ -180,9 +222,12 @@ def time_sft_step(pipeline: Pipeline) -> float:
     problems = config.data.problems(0, config.loop.batch_size, 0, config.loop.batch_size)
     targets = [sft_target(p, config.data.task) for p in problems]
     batch = tokenize_pairs(backbone, [p.question for p in problems], targets)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-6)
     times = []
-    for _ in range(3):
+    for _ in range(6):
         start = time.perf_counter()
         sft.loss(backbone, batch, torch.Generator())[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)
