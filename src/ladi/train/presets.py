@@ -161,17 +161,17 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
 
 
 def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
-    """Countdown-4, inputs to 50, 0.9M parameters, the chain of thought as one block: about an hour on two cores."""
+    """Countdown-4, inputs to 50, 0.9M parameters, small batches: about an hour on two cores."""
     sizes = Sizes(
         task=Countdown(size=4, max_input=50),
         backbone=BackboneConfig(seed=seed),
-        vae=ThoughtVAEConfig(num_latents=6, block="whole", decoder="full", beta=0.05, max_block_tokens=48),
-        max_blocks=1,
+        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=16),
+        max_blocks=3,
         max_answer_tokens=48,
         batch_size=64,
         micro_batch_size=64,
         sft_steps=5000,
-        vae_steps=5000,
+        vae_steps=4000,
         reasoner_steps=10_000,
         rollout_steps=800,
         sft_lr=1e-3,
