@@ -323,22 +323,46 @@ def test_a_sweep_differs_in_one_setting_only(tmp_path):
     assert all(e.num_samples == 100 for e in main_evaluations(evaluations))
 
 
-def test_results_table_holds_percent_intervals_command_seed_and_commit(tmp_path):
+def cells_of(row):
+    return [cell.strip() for cell in row.replace("\\|", "PIPE").strip("|").split("|")]
+
+
+def test_results_table_holds_percent_and_intervals(tmp_path):
     run_dir = write_run(tmp_path / "run", [evaluation("a|b <i>")])
-    header, rule, row = results_table([run_dir]).splitlines()
-    cells = [cell.strip() for cell in row.replace("\\|", "PIPE").strip("|").split("|")]
-    assert len(cells) == header.count("|") - 1 == rule.count("|") - 1
+    header, rule, row = results_table([run_dir]).splitlines()[:3]
+    cells = dict(zip(cells_of(header), cells_of(row), strict=True))
+    assert len(cells_of(rule)) == len(cells)
     solved = read_evaluation(run_dir / "eval" / "00.json").pass_at[10].value
-    assert cells[:4] == ["aPIPEb &lt;i>", "countdown4 test", "500 x 100", "55.0 [53.0, 57.0]"]
-    assert cells[4].startswith(f"{100 * solved:.1f} [")
-    assert cells[6:] == ["3.20 [3.10, 3.30]", "`ladi eval --run runs/a PIPE tee log`", "0", "`0123abc`"]
+    assert cells["model"] == "aPIPEb &lt;i>"
+    assert cells["puzzles x samples"] == "500 x 100"
+    assert cells["pass@1 (%)"] == "55.0 [53.0, 57.0]"
+    assert cells["pass@10 (%)"].startswith(f"{100 * solved:.1f} [")
+    assert cells["distinct"] == "3.20 [3.10, 3.30]"
+
+
+def test_every_row_of_the_results_has_its_source_below(tmp_path):
+    run_dir = write_run(tmp_path / "run", [evaluation("a|b <i>")])
+    (line,) = [line for line in results_table([run_dir]).splitlines() if line.startswith("- ")]
+    for part in ("a\\|b &lt;i>", "`ladi eval --run runs/a \\| tee log`", "seed 0", "commit `0123abc`"):
+        assert part in line
+
+
+def test_settings_have_a_column_where_they_differ(tmp_path):
+    same = write_run(tmp_path / "same", [evaluation(), evaluation("other")])
+    assert "num steps" not in results_table([same])
+    swept = write_run(tmp_path / "swept", [evaluation(num_steps=5), evaluation(num_steps=50)])
+    header, _, first, second = results_table([swept]).splitlines()[:4]
+    column = cells_of(header).index("num steps")
+    assert [cells_of(row)[column] for row in (first, second)] == ["5", "50"]
 
 
 def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
     entry = evaluation(**{"pass@k": {"1": estimate(0.5)}, "distinct_valid": None})
-    run_dir = write_run(tmp_path / "run", [entry])
-    row = results_table([run_dir / "eval" / "00.json"]).splitlines()[-1]
-    assert "| 50.0 [48.0, 52.0] | - | - | - |" in row
+    run_dir = write_run(tmp_path / "run", [entry, evaluation()])
+    few, many = (results_table([run_dir / "eval" / name]) for name in ("00.json", "01.json"))
+    assert "| 50.0 [48.0, 52.0] | - |" in few
+    assert "pass@10" not in few
+    assert "pass@10" in many
 
 
 def test_update_markdown_replaces_only_between_its_markers(tmp_path):

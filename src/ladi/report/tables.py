@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ladi.report.data import Estimate, Evaluation, read_evaluation, read_run
+from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 
-PASS_KS = (1, 10, 100)
-"""The columns of the Markdown table."""
+PASS_KS = (1, 10, 20, 100)
+"""Columns of the Markdown table, where an evaluation has them."""
 
 
 def percent(estimate: Estimate | None) -> str:
@@ -53,32 +53,42 @@ def code(text: str | None) -> str:
 
 
 def results_table(paths: Sequence[Path]) -> str:
-    """A GitHub table, one row per evaluation; `paths` are run folders or eval/*.json files.
+    """A GitHub table, one row per evaluation, and below it what made each row; `paths` are run folders or eval/*.json.
 
-    pass@k is in percent, `distinct` a mean count, each as `value [low, high]`.
+    pass@k is in percent, `distinct` a mean count, each as `value [low, high]`. Sampler settings have a column where
+    they differ between rows.
     """
     evaluations = [
         evaluation
         for path in paths
         for evaluation in ([read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations)
     ]
-    titles = ["evaluation", "task", "questions x samples", *(f"pass@{k} (%)" for k in PASS_KS)]
-    titles += ["distinct", "command", "seed", "commit"]
-    rows = [titles, ["---"] * len(titles), *map(result_row, evaluations)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    varied = [name for name in SETTINGS if len({getattr(e, name) for e in evaluations} - {None}) > 1]
+    ks = [k for k in PASS_KS if any(k in e.pass_at for e in evaluations)]
+    titles = ["model", "split", "puzzles x samples", *(name.replace("_", " ") for name in varied)]
+    titles += [*(f"pass@{k} (%)" for k in ks), "distinct"]
+    rows = [titles, ["---"] * len(titles), *(result_row(e, varied, ks) for e in evaluations)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    sources = "\n".join(source_line(e) for e in evaluations)
+    summary = "<summary>Command, seed, commit and machine of each row</summary>"
+    return f"{table}\n\n<details>{summary}\n\n{sources}\n\n</details>"
 
 
-def result_row(evaluation: Evaluation) -> list[str]:
+def result_row(evaluation: Evaluation, varied: Sequence[str], ks: Sequence[int]) -> list[str]:
     return [
         cell(evaluation.label),
         cell(f"{evaluation.task} {evaluation.split}"),
         f"{evaluation.num_questions} x {evaluation.num_samples}",
-        *(percent(evaluation.pass_at.get(k)) for k in PASS_KS),
+        *(plain(getattr(evaluation, name)) for name in varied),
+        *(percent(evaluation.pass_at.get(k)) for k in ks),
         count(evaluation.distinct_valid),
-        code(evaluation.command),
-        plain(evaluation.seed),
-        code(evaluation.commit),
     ]
+
+
+def source_line(evaluation: Evaluation) -> str:
+    """What made a row, as an item of a list."""
+    parts = [f"seed {plain(evaluation.seed)}", f"commit {code(evaluation.commit)}", cell(plain(evaluation.machine))]
+    return f"- {cell(evaluation.label)}: {code(evaluation.command)}, {', '.join(parts)}, {duration(evaluation.wall_s)}"
 
 
 def update_markdown(path: Path, marker: str, table: str) -> None:
