@@ -10,8 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ladi.inference.evaluate import EvalConfig, evaluate
+from ladi.inference.evaluate import EvalConfig, evaluate, load_model
 from ladi.models.generation import SampleConfig
+from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import write_json_atomic
 from ladi.train.presets import PRESETS
 
@@ -32,7 +33,8 @@ def bundle(preset: str, name: str, run_dir: Path) -> None:
     if name == "vae":
         entry["metrics"] = json.loads((run_dir / "reconstruction.json").read_text())
     else:
-        sample = SampleConfig(num_steps=30, temperature=1.0 if name == "ar" else 0.0)
+        is_latent = isinstance(load_model(target), LatentReasoner)
+        sample = SampleConfig(num_steps=30, temperature=0.0 if is_latent else 1.0)
         task = PRESETS[preset]().eval.task
         record = evaluate(
             EvalConfig(model_dir=target, task=task, num_questions=200, num_samples=16, ks=(1, 16), sample=sample)

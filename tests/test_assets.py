@@ -18,11 +18,12 @@ from ladi.train.vae import block_texts, reconstruction
 FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
 PROVENANCE = json.loads((FOLDER / "provenance.json").read_text())
-LADIR = [name for name in PROVENANCE if name not in ("ar", "vae")]
+TOKEN_LEVEL = ["ar", "grpo"]
+LADIR = [name for name in PROVENANCE if name not in ("vae", *TOKEN_LEVEL)]
 
 
 def measure(name: str, **fields):
-    temperature = 1.0 if name == "ar" else 0.0
+    temperature = 1.0 if name in TOKEN_LEVEL else 0.0
     sample = SampleConfig(num_steps=30, temperature=temperature)
     config = EvalConfig(
         model_dir=FOLDER / name, task=TASK, num_questions=60, num_samples=16, ks=(1, 16), sample=sample, **fields
@@ -30,7 +31,7 @@ def measure(name: str, **fields):
     return evaluate(config)
 
 
-@pytest.mark.parametrize("name", ["ar", *LADIR])
+@pytest.mark.parametrize("name", [*TOKEN_LEVEL, *LADIR])
 def test_accuracy_is_what_the_provenance_says(name):
     record = measure(name)
     for k in ("1", "16"):

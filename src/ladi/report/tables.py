@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 
-PASS_KS = (1, 10, 20, 100)
+PASS_KS = (1, 10, 16, 20, 64, 100)
 """Columns of the Markdown table, where an evaluation has them."""
 
 
