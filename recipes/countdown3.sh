@@ -11,7 +11,5 @@ ladi train vae $P                # blocks of thought <-> latents
 ladi train reasoner $P           # stage 1: denoise blocks, teacher forced
 ladi train rollout $P            # stage 2: learn from self-made blocks
 
-# A token-level model trained on as many examples as all of the reasoner's stages together.
-ladi train sft $P --out-dir $R/ar_matched --loop.steps 4300
-
+# Reinforcement learning from these models: recipes/rl_countdown3.sh.
 bash recipes/eval_countdown3.sh
