@@ -6,7 +6,8 @@ optimizer steps; micro-batches are slices of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +16,7 @@ from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append
 from ladi.tasks.base import Problem
+from ladi.train import loop
 from ladi.train.rewards import Rewards
 
 SHOWN = ("reward/mean", "rollout/pass@1", "rollout/distinct_correct", "text/entropy", "latent/spread")
@@ -91,6 +93,7 @@ def text_log_probs(
     return token_log_probs(logits, ids), entropy
 
 
+@runtime_checkable
 class Sliceable(Protocol):
     """A rollout of the questions of one step."""
 
@@ -118,6 +121,40 @@ class RolloutBuffer:
         """Questions [start, stop) of the step's batch."""
         assert self.rollout is not None, "prepare comes first"
         return self.rollout.rows(torch.arange(start - self.first, stop - self.first))
+
+
+def optimise(
+    config: Any,
+    run_dir: Path,
+    model: Any,
+    sample: Callable[[list[Problem], torch.Generator], Sliceable],
+    loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
+    label: str,
+    on_log: loop.OnLog | None,
+) -> Any:
+    """`loop.run` over rollouts: `sample(problems, generator)` makes one, `loss(model, slice)` judges a slice of it.
+
+    `config` is a stage's, with `data`, `loop` and `policy.num_iterations`.
+    """
+    batch_size, num_iterations = config.loop.batch_size, config.policy.num_iterations
+
+    def sample_batch(step: int, first: int, stop: int) -> Sliceable:
+        problems = config.data.problems(step, batch_size, first, stop)
+        return sample(problems, loop.step_generator(config.loop.seed, step, 20_000_000 + first))
+
+    buffer = RolloutBuffer(sample_batch, num_iterations)
+    return loop.run(
+        config.loop,
+        run_dir,
+        model,
+        buffer.batch_at,
+        lambda wrapped, rollout, generator: loss(wrapped, rollout),
+        label=label,
+        prepare=buffer.prepare,
+        unit=num_iterations,
+        shown=SHOWN,
+        on_log=on_log,
+    )
 
 
 def zero_loss(model: torch.nn.Module) -> Tensor:

@@ -38,7 +38,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import SHOWN, RolloutBuffer, Texts, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import Texts, optimise, score, text_log_probs, text_statistics, zero_loss
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -441,24 +441,13 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     rewards = Rewards(config.reward, config.data.task, functions)
     reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
     reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
-    batch_size = config.loop.batch_size
-
-    def sample(step: int, first: int, stop: int) -> Rollout:
-        problems = config.data.problems(step, batch_size, first, stop)
-        generator = loop.step_generator(config.loop.seed, step, 20_000_000 + first)
-        return sample_rollout(reasoner, problems, rewards, config, generator)
-
-    buffer = RolloutBuffer(sample, config.policy.num_iterations)
-    reasoner = loop.run(
-        config.loop,
+    reasoner = optimise(
+        config,
         run_dir,
         reasoner,
-        buffer.batch_at,
-        lambda model, batch, generator: loss(model, batch, config, reference),
+        lambda problems, generator: sample_rollout(reasoner, problems, rewards, config, generator),
+        lambda model, rollout: loss(model, rollout, config, reference),
         label="rl",
-        prepare=buffer.prepare,
-        unit=config.policy.num_iterations,
-        shown=SHOWN,
         on_log=on_log,
     )
     reasoner.save_pretrained(run_dir / "final")
