@@ -23,21 +23,29 @@ def percent(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
+def short(number: float) -> str:
+    """A count in at most five characters: 950, 9.5k, 1.34M."""
+    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if number < limit:
+            return f"{number / divisor:.3g}{unit}"
+    return f"{number / 1e9:.3g}B"
+
+
 def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
     """One row per evaluation: pass@k in percent with 95 % intervals, distinct valid solutions, cost, latent use."""
     ks = [k for k in records[0]["pass@k"] if k in ("1", "10", "16", "100") or k == list(records[0]["pass@k"])[-1]]
     table = Table(title=title or None)
-    for name in ("model", "split", *(f"pass@{k} %" for k in ks), "distinct valid", "tokens", "seconds"):
+    splits = {record["split"] for record in records}
+    for name in ("model", *(f"pass@{k} %" for k in ks), "distinct", "tokens", "time"):
         table.add_column(name)
     for record in records:
         distinct = record["distinct_valid"]
         table.add_row(
-            record["label"],
-            record["split"],
+            record["label"] if len(splits) == 1 else f"{record['label']}, {record['split']}",
             *(percent(record["pass@k"][k]) for k in ks),
             f"{distinct['value']:.2f} [{distinct['low']:.2f}, {distinct['high']:.2f}]",
-            f"{record['tokens_processed']:,}",
-            f"{record['wall_s']:.0f}",
+            short(record["tokens_processed"]),
+            f"{record['wall_s']:.0f} s",
         )
     with_use = [record for record in records if record["latent_use"]]
     if with_use:

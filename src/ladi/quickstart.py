@@ -47,7 +47,7 @@ class Config:
     """Texts per question; pass@k goes up to this k."""
     num_steps: int = 30
     """Denoising steps of the evaluations."""
-    updates: int = 60
+    updates: int = 100
     """Updates of token GRPO and of LaDi-RL."""
     questions: int = 16
     """Questions per update."""
@@ -144,10 +144,10 @@ def reinforce(config: Config, pipeline: Pipeline, models: dict[str, Path], conso
 
 LIVE_COLUMNS = {
     "reward": "reward/mean",
-    "solved by the group": "rollout/pass@group",
-    "distinct correct": "rollout/distinct_correct",
-    "text entropy": "text/entropy",
-    "latent spread": "latent/spread",
+    "solved": "rollout/pass@group",
+    "distinct": "rollout/distinct_correct",
+    "entropy": "text/entropy",
+    "spread": "latent/spread",
 }
 
 
@@ -161,10 +161,14 @@ def live_table(console: Console, updates: int) -> Iterator[Any]:
         if not values:
             return "-"
         first, last = values[:WINDOW], values[-WINDOW:]
-        return f"{statistics.mean(first):.3f} -> {statistics.mean(last):.3f}"
+        return f"{statistics.mean(first):.3g} -> {statistics.mean(last):.3g}"
 
     def render() -> Table:
-        table = Table("method", "update", *LIVE_COLUMNS, "s/update")
+        table = Table("method", "update", *LIVE_COLUMNS, "s/upd")
+        table.caption = (
+            f"means over the first and the last {WINDOW} updates; solved: by any text of the group; "
+            "distinct: correct answers of a group; entropy: of texts; spread: of latents"
+        )
         for label, rows in history.items():
             seconds = statistics.mean(row["time/step_s"] for row in rows)
             cells = [cell(rows, key) for key in LIVE_COLUMNS.values()]

@@ -119,7 +119,8 @@ def pass_at_k(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot_
             values = [100 * e.value for e in estimates]
             axes.plot(ks, values, linestyle_of(index), color=color_of(index), marker="o", markersize=3.5)
         log_axis(axes, sorted({float(k) for evaluation in evaluations for k in evaluation.pass_at}))
-        axes.set_ylim(bottom=0, top=min(103.0, axes.get_ylim()[1]))
+        lowest = min(100 * e.low for evaluation in evaluations for e in evaluation.pass_at.values())
+        axes.set_ylim(bottom=max(0.0, 10 * math.floor(lowest / 10)), top=min(101.0, axes.get_ylim()[1]))
         axes.set(xlabel="k, samples per question", ylabel="pass@k (%)")
         return to_svg(figure, plot_id, "pass@k against the number of samples")
 
@@ -194,12 +195,14 @@ def latent_use(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot
         return to_svg(figure, plot_id, "pass@1 with latents intact or replaced")
 
 
-def smoothed(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, finite values and their running mean, thinned to about MAX_POINTS."""
+def smoothed(
+    points: Sequence[tuple[int, float]], windows: int = SMOOTHING_WINDOWS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, finite values and their running mean over 1 / `windows` of them, thinned to about MAX_POINTS."""
     steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
-    window = max(1, len(values) // SMOOTHING_WINDOWS)
+    window = max(1, len(values) // windows)
     kernel = np.ones(window)
     weight = np.convolve(np.ones_like(values), kernel, mode="same")  # fewer neighbours at the ends
     smooth = np.convolve(values, kernel, mode="same") / weight
@@ -231,7 +234,7 @@ def metric_curves(curves: Mapping[int, Sequence[tuple[int, float]]], name: str, 
     with mpl.rc_context(RC | {"font.size": 9}):
         figure, axes = new_axes(SMALL)
         for index, points in curves.items():
-            steps, values, smooth = smoothed(points)
+            steps, values, smooth = smoothed(points, windows=8)  # rewards of an update are noisy
             color, style = color_of(index), linestyle_of(index)
             axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
             axes.plot(steps, smooth, style, color=color, linewidth=1.5)
