@@ -8,8 +8,8 @@ R=runs/cd4_tiny
 OUT=${OUT:-runs/results/cd4}
 
 ladi train sft $P
-ladi train vae $P --loop.steps 3000
-ladi train reasoner $P --loop.steps 5000
+ladi train vae $P --loop.steps 2500
+ladi train reasoner $P --loop.steps 4000
 
 EVAL="ladi eval $P --num-questions 300 --num-samples 100"
 $EVAL --latent-use-samples 0 --model-dir $R/sft/final --sample.temperature 1.0 --label "AR SFT" --json $OUT/eval/1_ar.json
