@@ -334,7 +334,7 @@ def test_results_table_holds_percent_and_intervals(tmp_path):
     assert len(cells_of(rule)) == len(cells)
     solved = read_evaluation(run_dir / "eval" / "00.json").pass_at[10].value
     assert cells["model"] == "aPIPEb &lt;i>"
-    assert cells["puzzles x samples"] == "500 x 100"
+    assert cells["questions x samples"] == "500 x 100"
     assert cells["pass@1 (%)"] == "55.0 [53.0, 57.0]"
     assert cells["pass@10 (%)"].startswith(f"{100 * solved:.1f} [")
     assert cells["distinct"] == "3.20 [3.10, 3.30]"
@@ -349,11 +349,13 @@ def test_every_row_of_the_results_has_its_source_below(tmp_path):
 
 def test_settings_have_a_column_where_they_differ(tmp_path):
     same = write_run(tmp_path / "same", [evaluation(), evaluation("other")])
-    assert "num steps" not in results_table([same])
+    assert " steps " not in results_table([same])
     swept = write_run(tmp_path / "swept", [evaluation(num_steps=5), evaluation(num_steps=50)])
     header, _, first, second = results_table([swept]).splitlines()[:4]
-    column = cells_of(header).index("num steps")
+    column = cells_of(header).index("steps")
     assert [cells_of(row)[column] for row in (first, second)] == ["5", "50"]
+    token = write_run(tmp_path / "token", [evaluation(num_steps=0), evaluation(num_steps=5), evaluation(num_steps=50)])
+    assert cells_of(results_table([token]).splitlines()[2])[column] == "-"
 
 
 def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):

@@ -63,9 +63,9 @@ def results_table(paths: Sequence[Path]) -> str:
         for path in paths
         for evaluation in ([read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations)
     ]
-    varied = [name for name in SETTINGS if len({getattr(e, name) for e in evaluations} - {None}) > 1]
+    varied = [name for name in SETTINGS if len({setting(e, name) for e in evaluations} - {None}) > 1]
     ks = [k for k in PASS_KS if any(k in e.pass_at for e in evaluations)]
-    titles = ["model", "split", "puzzles x samples", *(name.replace("_", " ") for name in varied)]
+    titles = ["model", "split", "questions x samples", *(name.replace("num_", "").replace("_", " ") for name in varied)]
     titles += [*(f"pass@{k} (%)" for k in ks), "distinct"]
     rows = [titles, ["---"] * len(titles), *(result_row(e, varied, ks) for e in evaluations)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -79,10 +79,16 @@ def result_row(evaluation: Evaluation, varied: Sequence[str], ks: Sequence[int])
         cell(evaluation.label),
         cell(f"{evaluation.task} {evaluation.split}"),
         f"{evaluation.num_questions} x {evaluation.num_samples}",
-        *(plain(getattr(evaluation, name)) for name in varied),
+        *(plain(setting(evaluation, name)) for name in varied),
         *(percent(evaluation.pass_at.get(k)) for k in ks),
         count(evaluation.distinct_valid),
     ]
+
+
+def setting(evaluation: Evaluation, name: str) -> object:
+    """A sampler setting; None for those of latents where a token-level model (no denoising steps) was sampled."""
+    is_of_latents = name in ("num_steps", "guidance", "initial_noise", "noise_level")
+    return None if is_of_latents and evaluation.num_steps == 0 else getattr(evaluation, name)
 
 
 def source_line(evaluation: Evaluation) -> str:
