@@ -23,10 +23,10 @@ def percent(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
-def short(number: float) -> str:
+def short(number: int | float) -> str:
     """A count in at most five characters: 950, 9.5k, 1.34M."""
-    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
-        if number < limit:
+    for divisor, unit in ((1, ""), (1e3, "k"), (1e6, "M")):
+        if number / divisor < 999.5:
             return f"{number / divisor:.3g}{unit}"
     return f"{number / 1e9:.3g}B"
 
