@@ -11,7 +11,7 @@ ladi train sft $P
 ladi train vae $P --loop.steps 2500
 ladi train reasoner $P --loop.steps 4000
 
-EVAL="ladi eval $P --num-questions 300 --num-samples 100"
+EVAL="ladi eval $P --num-questions 200 --num-samples 100"
 $EVAL --latent-use-samples 0 --model-dir $R/sft/final --sample.temperature 1.0 --label "AR SFT" --json $OUT/eval/1_ar.json
 $EVAL --latent-use-samples 4 --model-dir $R/reasoner/final --label "LaDiR" --json $OUT/eval/2_ladir.json
 $EVAL --latent-use-samples 4 --model-dir $R/reasoner/final --sample.initial-noise 0.7 --label "LaDiR" --json $OUT/eval/2_ladir_n07.json
