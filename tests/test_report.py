@@ -367,6 +367,16 @@ def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
     assert "pass@10" in many
 
 
+def test_measured_numbers_become_a_table_with_their_source():
+    source = {"command": "ladi bench", "commit": "0123abc", "machine": "two cores"}
+    flat = numbers_table({"step_s": 0.1234, "tokens": 40_321}, source).splitlines()
+    assert flat[2:4] == ["| step s | 0.123 |", "| tokens | 40,321 |"]
+    assert flat[-1] == "`ladi bench`, commit `0123abc`, two cores"
+    nested = numbers_table({"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 4}}, source).splitlines()
+    assert nested[0] == "|  | x | y |"
+    assert nested[3] == "| b | 3 | 4 |"
+
+
 def test_update_markdown_replaces_only_between_its_markers(tmp_path):
     path = tmp_path / "results.md"
     before = "# Results\n<!-- results:a -->\n"

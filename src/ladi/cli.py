@@ -20,8 +20,8 @@ from ladi.inference.sample import denoising_texts, frames
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
-from ladi.report import build_report, results_table, update_markdown
-from ladi.rundir import write_json_atomic
+from ladi.report import build_report, numbers_table, results_table, update_markdown
+from ladi.rundir import provenance, write_json_atomic
 from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
 
@@ -159,11 +159,16 @@ def run_report(args: list[str]) -> None:
 
 
 def run_bench(args: list[str]) -> None:
-    """`ladi bench` times the velocity primitive, `ladi bench rl` an update of reinforcement learning."""
-    if args[:1] == ["rl"]:
-        bench_rl.main(tyro.cli(bench_rl.Config, args=args[1:], prog="ladi bench rl"), console)
+    """`ladi bench [rl] [--markdown FILE#MARKER]`: time the velocity primitive, or an update of RL."""
+    markdown, rest = take(args, "--markdown", "")
+    result: dict[str, Any]
+    if rest[:1] == ["rl"]:
+        result = dict(bench_rl.main(tyro.cli(bench_rl.Config, args=rest[1:], prog="ladi bench rl"), console))
     else:
-        bench.main(tyro.cli(bench.Config, args=args, prog="ladi bench"), console)
+        result = dict(bench.main(tyro.cli(bench.Config, args=rest, prog="ladi bench"), console))
+    if markdown:
+        path, _, marker = markdown.partition("#")
+        update_markdown(Path(path), marker, numbers_table(result, provenance()))
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

@@ -1,8 +1,9 @@
 """Markdown tables of results, and how numbers are written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 
@@ -95,6 +96,18 @@ def source_line(evaluation: Evaluation) -> str:
     """What made a row, as an item of a list."""
     parts = [f"seed {plain(evaluation.seed)}", f"commit {code(evaluation.commit)}", cell(plain(evaluation.machine))]
     return f"- {cell(evaluation.label)}: {code(evaluation.command)}, {', '.join(parts)}, {duration(evaluation.wall_s)}"
+
+
+def numbers_table(result: Mapping[str, Any], source: Mapping[str, str]) -> str:
+    """A GitHub table of measured numbers, `{name: value}` or `{row: {name: value}}`, and below it what made them."""
+    nested = {key: row if isinstance(row, Mapping) else {"value": row} for key, row in result.items()}
+    names = list(dict.fromkeys(name for row in nested.values() for name in row))
+    rows = [["", *(cell(name.replace("_", " ")) for name in names)], ["---"] * (len(names) + 1)]
+    for key, row in nested.items():
+        rows.append([cell(key.replace("_", " ")), *(f"{row[name]:,.3g}" if row[name] < 1000 else f"{row[name]:,.0f}"
+                                                    for name in names)])  # fmt: skip
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n{code(source['command'])}, commit {code(source['commit'])}, {cell(source['machine'])}"
 
 
 def update_markdown(path: Path, marker: str, table: str) -> None:
