@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ladi.report import build_report, results_table, update_markdown
+from ladi.report import build_report, numbers_table, results_table, update_markdown
 from ladi.report.data import read_evaluation, read_metrics, read_run
 from ladi.report.groups import main_evaluations, sweeps
 
