@@ -6,11 +6,13 @@ step, and a resumed run reads what the uninterrupted one would have read.
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -68,7 +70,8 @@ def precompute_latents(
     shape = (data.num_train, max_blocks, config.num_latents, config.latent_width)
     mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)
     num_blocks = torch.zeros(data.num_train, dtype=torch.int16)
-    for first in range(0, data.num_train, chunk):
+    print(f"encoding the blocks of {data.num_train:,} training problems into {path} ...", flush=True)
+    for first in track(range(0, data.num_train, chunk), "encoding", disable=not sys.stdout.isatty()):
         rows = range(first, min(first + chunk, data.num_train))
         texts = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
         encoded = encode_blocks(vae, texts, max_blocks)
