@@ -58,6 +58,7 @@ def test_every_bundled_model_has_its_provenance_and_all_stay_small():
     for name in bundled_models():
         entry = json.loads((resolve(Path(name)).parent / "provenance.json").read_text())[name.rsplit("/", 1)[1]]
         assert {"command", "commit", "seed", "metrics"} <= set(entry)
+        assert '"/' not in json.dumps(entry), f"{name}: an absolute path of some machine"
     assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 40e6
 
 

@@ -87,8 +87,6 @@ def train(args: list[str]) -> None:
     stage = args[0]
     preset, rest = take_preset(args[1:])
     config = configured(getattr(PRESETS[preset](), stage), rest, f"ladi train {stage}")
-    if hasattr(config, "model_dir"):
-        config = replace(config, model_dir=resolve(config.model_dir))
     console.print(f"saved {STAGES[stage](config)}")
 
 

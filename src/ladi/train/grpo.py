@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ladi.arrays import Float, Tensor
+from ladi.bundled import resolve
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_ids, expand, open_question
 from ladi.rl.objective import (
@@ -59,7 +60,7 @@ class Config:
     out_dir: Path
     data: DataConfig
     model_dir: Path
-    """Saved language model of the stage `sft` to start from."""
+    """Saved language model of the stage `sft` to start from; assets/... names one that came with ladi."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     text: SurrogateConfig = field(default_factory=SurrogateConfig)
@@ -167,7 +168,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
-    backbone = Backbone.from_pretrained(config.model_dir).train()
+    backbone = Backbone.from_pretrained(resolve(config.model_dir)).train()
     reference = copy.deepcopy(backbone).requires_grad_(False) if config.policy.beta else None
     backbone = optimise(
         config,

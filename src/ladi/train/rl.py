@@ -17,6 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Float, Int, Tensor
+from ladi.bundled import resolve
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl_same_std, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
@@ -138,7 +139,7 @@ class Config:
     out_dir: Path
     data: DataConfig
     model_dir: Path
-    """Saved reasoner to start from."""
+    """Saved reasoner to start from; a path that starts with assets/ names one that came with ladi."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     latent: SurrogateConfig = field(default_factory=SurrogateConfig)
@@ -439,7 +440,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
-    reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
+    reasoner = LatentReasoner.from_pretrained(resolve(config.model_dir)).train()
     reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
     reasoner = optimise(
         config,
