@@ -30,9 +30,14 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 1)
+        self.body = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 8)])})
+        self.second = nn.Linear(8, 1)
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.register_buffer("seen", torch.zeros(()))
+
+    @property
+    def first(self) -> nn.Linear:
+        return self.body["layers"][0]
 
 
 def config(**fields) -> LoopConfig:
@@ -80,18 +85,30 @@ def assert_same_run(a, b):
     assert logged(a) == logged(b)
 
 
-def test_a_run_that_failed_midway_resumes_to_the_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_that_failed_midway_resumes_to_the_uninterrupted_one(tmp_path, name):
+    settings = config(optim=OptimConfig(name=name, lr=0.01, warmup_steps=2, ema_decay=0.9))
+
     def broken(model, batch, generator):
         if model.seen >= 8 * 5:
             raise RuntimeError("power cut")
         return loss(model, batch, generator)
 
-    run(config(), tmp_path / "whole")
+    run(settings, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power cut"):
-        run(config(), tmp_path / "cut", loss=broken)
+        run(settings, tmp_path / "cut", loss=broken)
     assert latest_checkpoint(tmp_path / "cut") == checkpoint_dir(tmp_path / "cut", 4)
-    run(config(), tmp_path / "cut")
+    run(settings, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_muon_turns_the_gradient_of_a_layer_into_an_orthogonal_step_as_long_as_adamws(tmp_path):
+    optim = OptimConfig(name="muon", lr=0.01, warmup_steps=1, ema_decay=0.0, weight_decay=0.0)
+    start, net = Net(), run(config(steps=1, optim=optim), tmp_path)
+    step = torch.linalg.svdvals(net.first.weight - start.first.weight)
+    torch.testing.assert_close(step, torch.full((3,), 0.01 * 0.2 * 8**0.5), rtol=0.35, atol=0)  # 5 rounds of iteration
+    changed = (net.second.weight - start.second.weight).abs()
+    torch.testing.assert_close(changed, torch.full_like(changed, 0.01), rtol=1e-3, atol=0)  # AdamW's first step
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -118,7 +135,9 @@ def test_a_killed_process_resumes_to_the_uninterrupted_run(tmp_path, number):
 def test_a_finished_run_returns_its_averaged_weights_again(tmp_path):
     first, again = (run(config(), tmp_path) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert torch.equal(first.first.weight, load_file(latest_checkpoint(tmp_path) / "ema.safetensors")["first.weight"])
+    assert torch.equal(
+        first.first.weight, load_file(latest_checkpoint(tmp_path) / "ema.safetensors")["body.layers.0.weight"]
+    )
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
@@ -140,9 +159,9 @@ def test_the_average_is_that_of_its_closed_form(tmp_path):
     run(config(steps=3, micro_batch_size=8, checkpoint_every=1, keep_checkpoints=3), tmp_path, loss=watched)
     expected = weights[0]
     for step in range(3):
-        after = load_file(checkpoint_dir(tmp_path, step + 1) / "model.safetensors")["first.weight"]
+        after = load_file(checkpoint_dir(tmp_path, step + 1) / "model.safetensors")["body.layers.0.weight"]
         expected = expected + (after - expected) * (1 - min(0.9, (1 + step) / (10 + step)))
-    found = load_file(checkpoint_dir(tmp_path, 3) / "ema.safetensors")["first.weight"]
+    found = load_file(checkpoint_dir(tmp_path, 3) / "ema.safetensors")["body.layers.0.weight"]
     torch.testing.assert_close(found, expected)
 
 

@@ -53,8 +53,11 @@ OnLog = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up, cosine decay, clipping and an average of the weights."""
+    """AdamW or Muon with warm-up, cosine decay, clipping and an average of the weights."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: the matrices of the transformer's layers are updated by Muon, with steps as long as AdamW's at the same
+    `lr` (arXiv:2502.16982); everything else by AdamW."""
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
@@ -133,6 +136,29 @@ class LossModule(nn.Module):
         return self.loss(self.model, batch, generator)
 
 
+def make_optimizers(trainable: dict[str, nn.Parameter], optim: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and with it Muon for the matrices of the transformer's layers if that is chosen."""
+    layers = [p for n, p in trainable.items() if ".layers." in n and p.ndim == 2] if optim.name == "muon" else []
+    rest = [p for p in trainable.values() if not any(p is q for q in layers)]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas))
+    if layers:
+        optimizers.append(
+            torch.optim.Muon(layers, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def owner(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> torch.optim.Optimizer:
+    """The optimizer that updates `parameter`."""
+    return next(o for o in optimizers if any(parameter is p for group in o.param_groups for p in group["params"]))
+
+
 class State:
     """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step."""
 
@@ -140,13 +166,7 @@ class State:
         self.model = model
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if optim.ema_decay else {}
-        matrices = [p for p in self.trainable.values() if p.ndim >= 2]
-        vectors = [p for p in self.trainable.values() if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": optim.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas)
+        self.optimizers = make_optimizers(self.trainable, optim)
         self.step = 0
 
     def num_bytes(self) -> int:
@@ -160,7 +180,9 @@ class State:
         moments = {
             f"{key}/{name}": value.contiguous()
             for name, p in self.trainable.items()
-            for key, value in self.optimizer.state[p].items()
+            for optimizer in self.optimizers
+            if p in optimizer.state
+            for key, value in optimizer.state[p].items()
         }
         final = checkpoint_dir(run_dir, self.step)
         with atomic_dir(final) as folder:
@@ -185,7 +207,8 @@ class State:
         for key, tensor in load_file(folder / "optimizer.safetensors").items():
             kind, name = key.split("/", 1)
             parameter = self.trainable[name]
-            self.optimizer.state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
+            state = owner(self.optimizers, parameter).state
+            state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -304,7 +327,7 @@ def run(
     with stop_signals() as stopped, progress as advance:
         while state.step < config.steps:
             lr = learning_rate(config.optim, state.step, config.steps)
-            for group in state.optimizer.param_groups:
+            for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = lr
             metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare)
             state.average(ema_decay(config.optim, state.step))
@@ -358,8 +381,9 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), config.optim.max_grad_norm)
     sums["optim/grad_norm"] = float(norm)
     check_finite(sums, state.step, config.batch_size, run_dir)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return sums
 
 
