@@ -25,6 +25,7 @@ OPTIONAL = {"demo", "rl"}
 ONLY_IN = {
     "transformers": ("ladi.models.backbone", "ladi.bench_rl"),
     "matplotlib": ("ladi.report",),
+    "math_verify": ("ladi.tasks.math_worker",),
 }
 """Third-party package -> the modules (or packages) that may import it."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ladi.arrays import Tensor
-from ladi.inference.text import final_answer
+from ladi.inference.text import judged_text
 from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.backbone import Backbone
@@ -19,7 +19,7 @@ from ladi.models.decoding import continue_text, expand, open_question
 from ladi.models.generation import SampleConfig, answer, generate_latents
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import provenance
-from ladi.tasks import TaskConfig
+from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem, Verdict
 
 Progress = Callable[[int, int], None]
@@ -134,8 +134,9 @@ def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, sep
 
 def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]], whole: bool) -> list[list[Verdict]]:
     """A verdict for every text; `whole` texts hold chain of thought and answer."""
-    read = (lambda text: final_answer(text, task)) if whole else (lambda text: text)
-    return [[task.verify(p, read(text)) for text in row] for p, row in zip(problems, texts, strict=True)]
+    owners = [p for p, row in zip(problems, texts, strict=True) for _ in row]
+    verdicts = iter(verify_all(task, owners, [judged_text(text, task, whole) for row in texts for text in row]))
+    return [[next(verdicts) for _ in row] for row in texts]
 
 
 def run_samples(

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 
 from ladi.arrays import Float, Tensor
+from ladi.inference.text import judged_text
 from ladi.models.generation import Generation, SampleConfig
 from ladi.models.reasoner import LatentReasoner
-from ladi.tasks import TaskConfig
+from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem
 
 SHOWN_TIMES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
@@ -60,6 +61,8 @@ def denoising_record(
     generator_seed = {"seed": seed, **vars(config)}
     out = reasoner.generate([p.question for p in problems], num_latents=1, **generator_seed)
     shown = frames(out.times)
+    answers = [row[0] for row in out.texts]
+    verdicts = verify_all(task, problems, [judged_text(text, task, whole=False) for text in answers])
     questions = []
     for i, problem in enumerate(problems):
         questions.append(
@@ -67,19 +70,20 @@ def denoising_record(
                 "question": problem.question,
                 "times": out.times[shown].tolist(),
                 "texts": denoising_texts(reasoner, out, i, 0),
-                "answer": out.texts[i][0],
-                "correct": task.verify(problem, out.texts[i][0]).correct,
+                "answer": answers[i],
+                "correct": verdicts[i].correct,
             }
         )
     many = reasoner.generate([problems[0].question], num_latents=pca_trajectories, **generator_seed)
     paths = many.trajectories[0].permute(2, 0, 1, 3, 4).flatten(2).cpu()  # (steps, R, K * N * D)
     mean, plane = principal_plane(paths[-1])
+    ends = [judged_text(text, task, whole=False) for text in many.texts[0]]
     return {
         "questions": questions,
         "pca": {
             "question": problems[0].question,
             "times": many.times.tolist(),
             "xy": ((paths - mean) @ plane).tolist(),
-            "correct": [task.verify(problems[0], text).correct for text in many.texts[0]],
+            "correct": [v.correct for v in verify_all(task, [problems[0]] * len(ends), ends)],
         },
     }

@@ -23,6 +23,12 @@ def sft_target(problem: Problem, task: TaskConfig) -> str:
     return task.step_separator.join(problem.steps) + ANSWER_MARK + problem.answer
 
 
-def final_answer(text: str, task: TaskConfig) -> str:
-    """The part of a token-level model's text that is judged."""
-    return text if task.cot_in_answer else text.rsplit(ANSWER_MARK, 1)[-1]
+def judged_text(text: str, task: TaskConfig, whole: bool) -> str:
+    """What the task's verifier reads of a model's text; `whole` texts hold chain of thought and answer.
+
+    A verifier that reads only marked answers finds those of whole texts itself; a text head writes nothing but the
+    answer, so its text is marked here.
+    """
+    if task.needs_mark:
+        return text if whole else f"<answer>{text}</answer>"
+    return text.rsplit(ANSWER_MARK, 1)[-1] if whole and not task.cot_in_answer else text

@@ -35,6 +35,7 @@ class Arithmetic:
     alphabet = "0123456789+-="
     step_separator = ","
     cot_in_answer = False
+    needs_mark = False
     splits = SPLITS
 
     def num_problems(self, split: str) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,6 +51,14 @@ class Task(Protocol):
         """Whether the answer already spells the steps."""
         ...
 
+    @property
+    def needs_mark(self) -> bool:
+        """Whether `verify` reads only an answer that its text marks, as tasks whose texts are free do."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+
     def problem(self, split: str, index: int) -> Problem:
         """Problem `index` of a split: a pure function, so that a resumed run continues by index alone."""
         ...
@@ -62,6 +70,28 @@ class Task(Protocol):
     def verify(self, problem: Problem, text: str) -> Verdict:
         """The verdict on an answer text; never raises, whatever the text."""
         ...
+
+
+def characters(problems: Iterable[Problem]) -> str:
+    """Every character of the problems' texts, sorted."""
+    return "".join(sorted({c for p in problems for text in (p.question, *p.steps, p.answer) for c in text}))
+
+
+def pick(problems: Sequence[Problem], index: int, where: str) -> Problem:
+    """Problem `index` of a finite split, whose name is `where`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not 0 <= index < len(problems):
+        raise ValueError(f"{where} has {len(problems)} problems, so no problem {index}; ask for fewer questions")
+    return problems[index]
+
+
+def overlap(train: Iterable[str], test: Iterable[str]) -> int:
+    """How many of the test questions also occur in training, whatever their case and white space."""
+    seen = {" ".join(question.casefold().split()) for question in train}
+    return sum(" ".join(question.casefold().split()) in seen for question in test)
 
 
 def stable_hash(*parts: object) -> int:

@@ -8,9 +8,11 @@ from typing import Literal
 
 SplitBy = Literal["sentence", "line", "whole"]
 
-# A sentence ends at . ! or ? before white space, unless the dot belongs to an abbreviation.
+# A sentence ends at . ! or ? before white space, also where a quotation, bracket or formula closes after it, as in
+# "$x = 3.$ Then"; unless the dot belongs to an abbreviation or the formula ends only after the white space.
 SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)\s+"
+    r"(?:(?<=[.!?])|(?<=[.!?][\"')$])|(?<=[.!?]\$\$)|(?<=[.!?]\\[\])]))"
+    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)\s+(?!\s|\\end\{|\\\])"
 )
 
 

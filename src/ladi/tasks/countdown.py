@@ -169,6 +169,7 @@ class Countdown:
     alphabet = "0123456789+-*/=,:"
     step_separator = ","
     cot_in_answer = True
+    needs_mark = False
     splits = SPLITS
 
     def num_problems(self, split: str) -> None:

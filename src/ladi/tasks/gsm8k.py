@@ -5,43 +5,37 @@ steps      In May, Natalia sold 48/2 = 24 clips. | Altogether she sold 48+24 = 7
 answer     72
 """
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import datasets
-
-from ladi.tasks.answers import extract_answer, same_answer
-from ladi.tasks.base import Problem, Verdict
+from ladi.tasks.answers import verify_answers
+from ladi.tasks.base import Problem, Verdict, characters, pick
+from ladi.tasks.published import published_rows
 
 MARK = re.compile(r"<<[^<>]*>>")
 
 
-def parse(question: str, solution: str) -> Problem:
-    """A problem from the published fields: calculator marks removed, one line a step, the answer after ####."""
+def parse(question: str, solution: str, keep_marks: bool) -> Problem:
+    """A problem from the published fields: one line a step, the answer after ####."""
     cot, _, answer = solution.rpartition("####")
-    steps = tuple(line.strip() for line in MARK.sub("", cot).splitlines() if line.strip())
+    lines = (cot if keep_marks else MARK.sub("", cot)).splitlines()
+    steps = tuple(line.strip() for line in lines if line.strip())
     return Problem(question=question.strip(), steps=steps, answer=answer.strip().replace(",", ""))
 
 
 @lru_cache
-def read(path: str, split: str) -> tuple[Problem, ...]:
+def read(path: str, split: str, keep_marks: bool) -> tuple[Problem, ...]:
     """All problems of a split: of `gsm8k_<split>.jsonl` in the folder `path`, else of the hub data set of that name.
 
     Raises:
-        ValueError: if a local folder has no such file.
+        ValueError: if the folder has no such file, or the hub cannot be reached.
     """
-    if not Path(path).is_dir():
-        published: Any = datasets.load_dataset(path, "main", split=split)
-        return tuple(parse(row["question"], row["answer"]) for row in published)
-    file = Path(path) / f"gsm8k_{split}.jsonl"
-    if not file.is_file():
-        raise ValueError(f"no file {file}; the folder must hold gsm8k_train.jsonl and gsm8k_test.jsonl")
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    return tuple(parse(row["question"], row["answer"]) for row in rows)
+    source = str(Path(path) / f"gsm8k_{split}.jsonl") if Path(path).is_dir() else path
+    rows = published_rows(source, split, ("main",))
+    return tuple(parse(row["question"], row["answer"], keep_marks) for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +44,33 @@ class Gsm8k:
 
     path: str = "openai/gsm8k"
     """Hub name, or a folder with gsm8k_train.jsonl and gsm8k_test.jsonl."""
+    keep_marks: bool = False
+    """Keep the calculator marks `<<48/2=24>>` in the steps."""
 
     name = "gsm8k"
     step_separator = "\n"
     cot_in_answer = False
+    needs_mark = True
     splits = ("train", "test")
+
+    def problems(self, split: str) -> tuple[Problem, ...]:
+        """All problems of a split.
+
+        Raises:
+            ValueError: if the split is unknown, or cannot be read.
+        """
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}; gsm8k has train and test")
+        return read(self.path, split, self.keep_marks)
 
     @property
     def alphabet(self) -> str:
         """Every character of the training texts."""
-        return "".join(
-            sorted({c for p in read(self.path, "train") for t in (p.question, *p.steps, p.answer) for c in t})
-        )
+        return characters(self.problems("train"))
 
     def num_problems(self, split: str) -> int:
         """Problems of a split."""
-        return len(read(self.path, split))
+        return len(self.problems(split))
 
     def problem(self, split: str, index: int) -> Problem:
         """Problem `index` of a split.
@@ -73,15 +78,12 @@ class Gsm8k:
         Raises:
             ValueError: if the split is unknown or has no such problem.
         """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}; gsm8k has train and test")
-        rows = read(self.path, split)
-        if not 0 <= index < len(rows):
-            raise ValueError(f"gsm8k has {len(rows)} {split} problems, so no problem {index}; ask for fewer questions")
-        return rows[index]
+        return pick(self.problems(split), index, f"gsm8k {split}")
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the final answer in the text equals the published one."""
-        if same_answer(extract_answer(text), problem.answer):
-            return Verdict(correct=True, reason="ok", canonical=problem.answer)
-        return Verdict(correct=False, reason="wrong answer")
+        """Correct if the marked answer of the text equals the published one."""
+        return self.verify_many([problem], [text])[0]
+
+    def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        """The verdict on each text for its problem."""
+        return verify_answers([problem.answer for problem in problems], texts)

@@ -5,12 +5,13 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ladi.tasks.answers import extract_answer, same_answer
-from ladi.tasks.base import Problem, Verdict, stable_uniform
+from ladi.tasks.answers import verify_answers
+from ladi.tasks.base import Problem, Verdict, characters, pick, stable_uniform
 from ladi.tasks.blocks import SplitBy, split_cot
 
 SPLITS = ("train", "validation", "test")
@@ -83,6 +84,7 @@ class Jsonl:
     name = "jsonl"
     step_separator = "\n"
     cot_in_answer = False
+    needs_mark = True
     splits = SPLITS
 
     def __post_init__(self):
@@ -92,8 +94,7 @@ class Jsonl:
     @property
     def alphabet(self) -> str:
         """Every character of the file's texts."""
-        rows = read_rows(self.path, self.split_by)
-        return "".join(sorted({c for p in rows for text in (p.question, *p.steps, p.answer) for c in text}))
+        return characters(read_rows(self.path, self.split_by))
 
     def num_problems(self, split: str) -> int:
         """Rows of a split."""
@@ -107,14 +108,12 @@ class Jsonl:
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; jsonl has {', '.join(SPLITS)}")
-        rows = split_rows(self.path, self.split_by, self.reserved)[split]
-        if not 0 <= index < len(rows):
-            raise ValueError(f"{self.path} has {len(rows)} {split} rows, so no row {index}; ask for fewer questions")
-        return rows[index]
+        return pick(split_rows(self.path, self.split_by, self.reserved)[split], index, f"{self.path} ({split})")
 
     def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the final answer in the text equals the row's."""
-        answer = extract_answer(text)
-        if same_answer(answer, problem.answer):
-            return Verdict(correct=True, reason="ok", canonical=problem.answer)
-        return Verdict(correct=False, reason="wrong answer")
+        """Correct if the marked answer of the text equals the row's."""
+        return self.verify_many([problem], [text])[0]
+
+    def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        """The verdict on each text for its problem."""
+        return verify_answers([problem.answer for problem in problems], texts)

@@ -22,7 +22,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
 from ladi.rundir import folder_fingerprint
 from ladi.tasks import TaskConfig
-from ladi.tasks.base import Problem
+from ladi.tasks.base import Problem, overlap
 
 Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
 
@@ -36,14 +36,20 @@ class DataConfig:
     """Size of the training set; an endless task is cut there, so that stages share it and latents can be cached."""
 
     def check(self) -> None:
-        """Raise unless the task has enough problems (a finite one is read for that).
+        """Read a finite task: see that it has enough problems, and print how many test questions are in training.
 
         Raises:
             ValueError: if there are fewer training problems than `num_train`.
         """
         available = self.task.num_problems("train")
-        if available is not None and available < self.num_train:
+        if available is None:
+            return
+        if available < self.num_train:
             raise ValueError(f"num_train is {self.num_train}, but the task has {available} training problems; lower it")
+        train = [self.task.problem("train", i).question for i in range(self.num_train)]
+        for split in self.task.splits[1:]:
+            held_out = [self.task.problem(split, i).question for i in range(self.task.num_problems(split) or 0)]
+            print(f"{overlap(train, held_out)} of {len(held_out)} {split} questions also occur in training", flush=True)
 
     def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of the batch of one step."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ladi.inference.text import final_answer
-from ladi.tasks import TaskConfig
+from ladi.inference.text import judged_text
+from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem, Verdict
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -75,8 +75,7 @@ class Rewards:
         Raises:
             RewardError: if a function raises, hangs past its limit, or returns anything but finite numbers.
         """
-        read = [final_answer(text, self.task) for text in texts] if whole else texts
-        verdicts = [self.task.verify(problem, text) for problem, text in zip(problems, read, strict=True)]
+        verdicts = verify_all(self.task, problems, [judged_text(text, self.task, whole) for text in texts])
         if not self.functions:
             return Scores([float(verdict.correct) for verdict in verdicts], verdicts)
         totals = [0.0] * len(texts)
