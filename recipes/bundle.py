@@ -10,7 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from ladi.inference.evaluate import EvalConfig, evaluate, load_model
+from ladi.inference.evaluate import EvalConfig, evaluate
+from ladi.inference.models import load_model
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import write_json_atomic

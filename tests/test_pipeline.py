@@ -193,3 +193,27 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, s
 def test_the_installed_command_lists_its_commands():
     done = subprocess.run([sys.executable, "-m", "ladi.cli", "--help"], capture_output=True, text=True, check=True)
     assert "ladi quickstart" in done.stdout
+
+
+def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
+    root, main = tmp_path, trained / "sft" / "final"
+    small = ["--loop.steps", "2", "--loop.batch-size", "4", "--loop.micro-batch-size", "4"]
+    tiny = ["--backbone.width", "16", "--backbone.num-layers", "1", "--backbone.num-heads", "2"]
+    tiny += ["--assistant.num-latents", "2", "--assistant.latent-width", "4", "--assistant.max-answer-tokens", "6"]
+    ladi(monkeypatch, "train", "dlr-warmup", "--main", main, "--out-dir", root / "warm", *small, *tiny)
+    groups = ["--policy.num-generations", "6", "--policy.num-decoded", "2", "--policy.filter", "value"]
+    model = ["--model-dir", root / "warm" / "final"]
+    ladi(monkeypatch, "train", "dlr", *model, "--out-dir", root / "dlr", *small, *groups)
+    entry = json.loads((root / "dlr" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert entry["main/decoded_share"] == pytest.approx(2 / 6)
+    sizes = ["--num-questions", "3", "--num-samples", "4", "--ks", "1", "4", "--latent-use-samples", "2"]
+    final = root / "dlr" / "final"
+    ladi(monkeypatch, "eval", "--model-dir", final, *sizes, "--json", tmp_path / "e.json")
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["label"] == "DLR"
+    assert record["main_model"]["forwards"] >= 3 * (1 + 4)
+    assert set(record["latent_use"]) == {"intact", "zeroed", "shuffled", "noise"}
+    ladi(monkeypatch, "sample", "1,2,3:6", "--run", root / "dlr", "--num-latents", "2")
+    assert "2" in capsys.readouterr().out
+    ladi(monkeypatch, "report", root / "dlr", "--out", tmp_path / "r.html")
+    assert "<svg" in (tmp_path / "r.html").read_text()

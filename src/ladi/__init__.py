@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
+    "AssistantConfig": "ladi.models.assistant",
     "Backbone": "ladi.models.backbone",
     "BackboneConfig": "ladi.models.backbone",
+    "LatentAssistant": "ladi.models.assistant",
     "LatentReasoner": "ladi.models.reasoner",
     "ReasonerConfig": "ladi.models.reasoner",
     "ThoughtVAE": "ladi.models.vae",

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from ladi.bundled import resolve
-from ladi.inference.evaluate import load_model
+from ladi.inference.models import load_model
 from ladi.rundir import provenance, write_json_atomic
 from ladi.tasks.base import Problem
 from ladi.train import grpo, rl

@@ -15,14 +15,16 @@ from rich.console import Console
 
 from ladi import bench, bench_rl, quickstart
 from ladi.bundled import resolve
-from ladi.inference.evaluate import evaluate, load_model
+from ladi.inference.evaluate import evaluate
+from ladi.inference.models import load_model
 from ladi.inference.sample import denoising_texts, frames
+from ladi.models.assistant import LatentAssistant
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
 from ladi.report import build_report, numbers_table, results_table, update_markdown
 from ladi.rundir import provenance, write_json_atomic
-from ladi.train import grpo, reasoner, rl, rollout, sft, vae
+from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
 
 STAGES: dict[str, Callable[[Any], Path]] = {
@@ -32,6 +34,8 @@ STAGES: dict[str, Callable[[Any], Path]] = {
     "rollout": rollout.main,
     "rl": rl.main,
     "grpo": grpo.main,
+    "dlr-warmup": dlr_warmup.main,
+    "dlr": dlr.main,
 }
 
 USAGE = f"""ladi: latent diffusion reasoning for language models
@@ -86,7 +90,7 @@ def train(args: list[str]) -> None:
         raise ValueError(f"ladi train needs a stage: {', '.join(STAGES)}")
     stage = args[0]
     preset, rest = take_preset(args[1:])
-    config = configured(getattr(PRESETS[preset](), stage), rest, f"ladi train {stage}")
+    config = configured(getattr(PRESETS[preset](), stage.replace("-", "_")), rest, f"ladi train {stage}")
     console.print(f"saved {STAGES[stage](config)}")
 
 
@@ -111,7 +115,9 @@ class SampleArgs:
     question: tyro.conf.Positional[str]
     """For Countdown: the inputs, a colon and the target, such as 19,35,44:60."""
     model_dir: Path = Path("assets/cd3_tiny/stage2")
-    """A saved reasoner; a path that starts with assets/ names one that came with ladi."""
+    """A saved reasoner or assistant; a path that starts with assets/ names one that came with ladi."""
+    run: Path | None = None
+    """A run's folder, whose `final/` is taken instead of `model_dir`."""
     num_latents: int = 8
     """Independent trajectories."""
     show_denoising: bool = False
@@ -121,11 +127,15 @@ class SampleArgs:
 
 
 def run_sample(args: list[str]) -> None:
-    """`ladi sample QUESTION [--num-latents N] [--show-denoising]`."""
+    """`ladi sample QUESTION [--run DIR | --model-dir DIR] [--num-latents N] [--show-denoising]`."""
     chosen = tyro.cli(SampleArgs, args=args, prog="ladi sample")
-    model = load_model(resolve(chosen.model_dir))
+    folder = resolve(chosen.model_dir if chosen.run is None else chosen.run / "final")
+    model = load_model(folder)
+    if isinstance(model, LatentAssistant):
+        sample_assistant(model, chosen)
+        return
     if not isinstance(model, LatentReasoner):
-        raise ValueError(f"{chosen.model_dir} is a token-level model; ladi sample needs a reasoner")
+        raise ValueError(f"{folder} is a token-level model; ladi sample needs a reasoner or an assistant")
     out = model.generate([chosen.question], num_latents=chosen.num_latents, seed=chosen.seed, **vars(chosen.sample))
     console.print(texts_table(out.texts[0]))
     if chosen.show_denoising:
@@ -133,6 +143,21 @@ def run_sample(args: list[str]) -> None:
         for trajectory in range(min(3, chosen.num_latents)):
             shown = denoising_texts(model, out, 0, trajectory)
             console.print(frames_table(f"trajectory {trajectory + 1}", times, shown))
+
+
+def sample_assistant(model: LatentAssistant, chosen: SampleArgs) -> None:
+    """The texts that the main model writes after each of the assistant's trajectories."""
+    if chosen.show_denoising:
+        raise ValueError("an assistant's latents are not denoised; leave --show-denoising out")
+    scale, temperature = chosen.sample.initial_noise, chosen.sample.temperature
+    out = model.generate(
+        [chosen.question],
+        num_latents=chosen.num_latents,
+        noise_scale=scale,
+        temperature=temperature,
+        seed=chosen.seed,
+    )
+    console.print(texts_table(out.texts[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

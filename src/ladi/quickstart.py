@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 
 from ladi.bundled import ASSETS
-from ladi.inference.evaluate import EvalConfig, evaluate, load_model
+from ladi.inference.evaluate import EvalConfig, evaluate
+from ladi.inference.models import load_model
 from ladi.inference.sample import denoising_record
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner

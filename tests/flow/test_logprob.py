@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ladi.flow.logprob import gaussian_kl_same_std, gaussian_log_prob
+from ladi.flow.logprob import gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import sde_transition
 
 
@@ -43,14 +43,19 @@ def test_the_std_may_be_one_number(gaussians):
 
 def test_the_summed_kl_is_that_of_torch(gaussians):
     _, mean_a, mean_b, std = gaussians
-    expected = kl_divergence(block_normal(mean_a, std), block_normal(mean_b, std))
-    assert torch.allclose(gaussian_kl_same_std(mean_a, mean_b, std, "sum"), expected, rtol=1e-5)
+    expected = kl_divergence(block_normal(mean_a, std), block_normal(mean_b, 0.7 * std))
+    assert torch.allclose(gaussian_kl(mean_a, std, mean_b, 0.7 * std, "sum"), expected, rtol=1e-5)
 
 
 def test_the_default_kl_is_the_mean_over_the_dimensions_of_the_block(gaussians):
     _, mean_a, mean_b, std = gaussians
     expected = kl_divergence(block_normal(mean_a, std), block_normal(mean_b, std)) / (4 * 5)
-    assert torch.allclose(gaussian_kl_same_std(mean_a, mean_b, std), expected, rtol=1e-5)
+    assert torch.allclose(gaussian_kl(mean_a, std, mean_b, std), expected, rtol=1e-5)
+
+
+def test_the_kl_from_itself_is_exactly_0(gaussians):
+    _, mean, _, std = gaussians
+    assert (gaussian_kl(mean, std, mean, std) == 0).all()
 
 
 def test_the_kl_of_two_sde_transitions_is_the_closed_form_in_the_velocities(gaussians):
@@ -62,14 +67,15 @@ def test_the_kl_of_two_sde_transitions_is_the_closed_form_in_the_velocities(gaus
     sigma = noise_level * (t / (1 - t)) ** 0.5
     factor = (t - t_next) / 2 * (1 / sigma + sigma * (1 - t) / (2 * t)) ** 2
     expected = factor * (v - v_ref).square().sum((-2, -1))
-    assert torch.allclose(gaussian_kl_same_std(mean, mean_ref, std, "sum"), expected, rtol=1e-4)
+    assert torch.allclose(gaussian_kl(mean, std, mean_ref, std, "sum"), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("function", [gaussian_log_prob, gaussian_kl_same_std])
-def test_a_noiseless_step_is_refused(gaussians, function):
+def test_a_noiseless_step_is_refused(gaussians):
     x, mean, _, _ = gaussians
     with pytest.raises(ValueError, match="std must be positive"):
-        function(x, mean, 0.0)
+        gaussian_log_prob(x, mean, 0.0)
+    with pytest.raises(ValueError, match="std must be positive"):
+        gaussian_kl(x, 1.0, mean, 0.0)
 
 
 def test_an_unknown_reduction_is_refused(gaussians):

@@ -16,8 +16,10 @@ def test_every_preset_builds_and_its_stages_read_what_the_earlier_ones_write(nam
     assert p.rollout.latents_path == p.reasoner.latents_path
     assert p.rl.model_dir == p.reasoner.out_dir / "final"
     assert p.grpo.model_dir == p.sft.out_dir / "final"
+    assert p.dlr.model_dir == p.dlr_warmup.out_dir / "final"
+    assert p.dlr_warmup.main in (str(p.sft.out_dir / "final"), p.sft.backbone.name_or_path)
     assert p.grpo.policy.num_generations == p.rl.policy.num_latents * p.rl.policy.texts_per_latent
-    assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout, p.rl, p.grpo)} == {3}
+    assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout, p.rl, p.grpo, p.dlr)} == {3}
 
 
 @pytest.mark.parametrize(("name", "most"), [("cd3_tiny", 2e6), ("cd4_tiny", 2e6), ("cd4_small", 10e6)])
@@ -37,3 +39,14 @@ def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
         assert len(blocks) <= p.reasoner.max_blocks
         assert max(map(len, blocks)) < p.vae.vae.max_block_tokens
         assert len(problem.answer) < p.reasoner.max_answer_tokens
+
+
+def test_the_paper_preset_of_dlr_holds_its_table_2():
+    p = PRESETS["dlr_paper"](Path("root"))
+    policy, shape, loop = p.dlr.policy, p.dlr_warmup.assistant, p.dlr.loop
+    assert (shape.latent_width, shape.num_latents) == (512, 32)
+    assert (policy.num_generations, policy.beta, policy.gamma) == (64, 0.01, 0.1)
+    assert (loop.optim.lr, p.dlr.projection_lr) == (3e-5, 1e-4)
+    assert loop.batch_size == 8 * 4
+    assert loop.steps * loop.batch_size == pytest.approx(3 * 7473, abs=loop.batch_size)
+    assert policy.num_decoded / policy.num_generations == pytest.approx(0.18, abs=0.01)

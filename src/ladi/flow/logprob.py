@@ -32,19 +32,24 @@ def gaussian_log_prob(
     return _reduce(log_prob, reduction)
 
 
-def gaussian_kl_same_std(
+def gaussian_kl(
     mean_a: Float[Tensor, "*batch N D"],
+    std_a: Std,
     mean_b: Float[Tensor, "*batch N D"],
-    std: Std,
+    std_b: Std,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*batch"]:
-    """KL(N(mean_a, std^2) || N(mean_b, std^2)) = |mean_a - mean_b|^2 / (2 std^2), reduced as the log-density.
+    """KL(N(mean_a, std_a^2 I) || N(mean_b, std_b^2 I)), reduced as the log-density.
+
+    Per number log(std_b / std_a) + (std_a^2 + (mean_a - mean_b)^2) / (2 std_b^2) - 1/2; exactly 0 for equal arguments.
 
     Raises:
         ValueError: if any std is not positive.
     """
-    std = _checked_std(std, mean_a.device)
-    return _reduce(0.5 * ((mean_a.float() - mean_b.float()) / std).square(), reduction)
+    std_a, std_b = _checked_std(std_a, mean_a.device), _checked_std(std_b, mean_a.device)
+    ratio = std_a / std_b
+    kl = 0.5 * (ratio.square() - 1) - ratio.log() + 0.5 * ((mean_a.float() - mean_b.float()) / std_b).square()
+    return _reduce(kl, reduction)
 
 
 def _checked_std(std: Std, device: torch.device) -> Tensor:

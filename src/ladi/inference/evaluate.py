@@ -1,6 +1,5 @@
 """Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from ladi.arrays import Tensor
+from ladi.inference.models import Drawn, Model, draw, load_model, read, sample_ar, vae_texts
 from ladi.inference.text import judged_text
 from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
+from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone
-from ladi.models.decoding import continue_text, expand, open_question
-from ladi.models.generation import SampleConfig, answer, generate_latents
+from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import provenance
 from ladi.tasks import TaskConfig, verify_all
@@ -30,7 +29,7 @@ class EvalConfig:
     """What is measured and how."""
 
     model_dir: Path
-    """A saved reasoner (LaDiR), or a saved language model of stage `sft` (autoregressive)."""
+    """A saved reasoner (LaDiR), assistant (DLR), or language model of stage `sft` (autoregressive)."""
     task: TaskConfig
     split: str = "test"
     num_questions: int = 500
@@ -75,24 +74,12 @@ class Judged:
     """Vendi score (cosine) of the finished first blocks of each question; empty without at least two latents."""
     distance: list[float]
     """Their mean pairwise distance, divided by the square root of the numbers in a block."""
+    main_cost: MainCost
+    """What DLR's main model did; nothing for other models."""
 
     @property
     def num_correct(self) -> list[int]:
         return [sum(v.correct for v in row) for row in self.verdicts]
-
-
-def load_model(folder: Path) -> Backbone | LatentReasoner:
-    """The saved reasoner or language model at `folder`, ready for inference.
-
-    Raises:
-        ValueError: if there is neither.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
-    if json.loads(path.read_text()).get("model") == "LatentReasoner":
-        return LatentReasoner.from_pretrained(folder)
-    return Backbone.from_pretrained(folder).eval()
 
 
 def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -106,32 +93,6 @@ def chunk_generator(config: EvalConfig, first: int) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed * 1_000_003 + first)
 
 
-@torch.no_grad()
-def sample_ar(
-    backbone: Backbone,
-    questions: Sequence[str],
-    num_samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    generator: torch.Generator,
-) -> tuple[list[list[str]], int]:
-    """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
-    prefix = open_question(backbone, questions)
-    texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
-    grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
-    return grouped, decoded + prefix.valid.numel()
-
-
-def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, separator: str) -> list[list[str]]:
-    """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
-    batch, num_latents, most_blocks = latents.shape[:3]
-    blocks = reasoner.vae.decode(reasoner.vae.restore(latents).flatten(0, 2))
-    texts = []
-    for i, count in enumerate(num_blocks.flatten().tolist()):
-        texts.append(separator.join(blocks[i * most_blocks : i * most_blocks + count]))
-    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
-
-
 def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]], whole: bool) -> list[list[Verdict]]:
     """A verdict for every text; `whole` texts hold chain of thought and answer."""
     owners = [p for p, row in zip(problems, texts, strict=True) for _ in row]
@@ -140,14 +101,14 @@ def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]],
 
 
 def run_samples(
-    model: Backbone | LatentReasoner,
+    model: Model,
     problems: Sequence[Problem],
     config: EvalConfig,
     progress: Progress | None = None,
     max_answer_tokens: int = 128,
 ) -> Judged:
     """Sample and judge `config.num_samples` texts for every problem."""
-    texts, verdicts, processed = [], [], 0
+    texts, verdicts, processed, main_cost = [], [], 0, MainCost()
     vendi, distance = [], []
     for chunk in chunks(problems, max(1, config.rows_at_once // config.num_samples)):
         generator = chunk_generator(config, len(texts))
@@ -158,37 +119,34 @@ def run_samples(
             )
         else:
             num_latents = config.num_samples // config.texts_per_latent
-            paths = generate_latents(model, questions, num_latents, config.sample, generator)
-            latents, num_blocks, tokens = paths.latents, paths.num_blocks, paths.tokens_processed
+            drawn = draw(model, questions, num_latents, config.sample, generator)
+            tokens = drawn.tokens_processed
             if num_latents > 1:
-                first = latents[:, :, 0]
+                first = drawn.latents[:, :, 0]
                 vendi += [vendi_score(cosine_similarity(group)) for group in first.flatten(2)]
                 distance += (mean_pairwise_distance(first) / first[0, 0].numel() ** 0.5).tolist()
-            if config.readout == "vae":
-                new = vae_texts(model, latents, num_blocks, config.task.step_separator)
+            if config.readout == "vae" and isinstance(model, LatentReasoner):
+                new = vae_texts(model, drawn.latents, drawn.num_blocks, config.task.step_separator)
             else:
-                new, read = answer(
-                    model,
-                    questions,
-                    latents,
-                    num_blocks,
-                    config.sample.temperature,
-                    generator,
-                    config.texts_per_latent,
+                new, used, cost = read(
+                    model, questions, drawn, config.sample.temperature, generator, config.texts_per_latent
                 )
-                tokens += read
+                tokens, main_cost = tokens + used, main_cost + cost
         texts += new
-        verdicts += judge(config.task, chunk, new, whole=isinstance(model, Backbone))
+        verdicts += judge(config.task, chunk, new, whole=not isinstance(model, LatentReasoner))
         processed += tokens
         if progress:
             progress(len(texts), len(problems))
-    return Judged(texts, verdicts, processed, vendi, distance)
+    return Judged(texts, verdicts, processed, vendi, distance, main_cost)
 
 
-def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalConfig) -> dict[str, Any]:
+def latent_use(
+    model: LatentReasoner | LatentAssistant, problems: Sequence[Problem], config: EvalConfig
+) -> dict[str, Any]:
     """pass@1 of the text readout with latents intact, zeroed, shuffled across questions and replaced by noise.
 
-    The last two keep the statistics of latents: shuffled ones are another question's, noise is N(0, 1) like them.
+    The last two keep the statistics of latents: shuffled ones are another question's, noise is Gaussian and as large
+    (a reasoner's latents are standardised).
     """
     per_question = config.latent_use_samples
     shares: dict[str, list[float]] = {"intact": [], "zeroed": [], "shuffled": [], "noise": []}
@@ -197,18 +155,19 @@ def latent_use(model: LatentReasoner, problems: Sequence[Problem], config: EvalC
         chunk = problems[first : first + size]
         generator = chunk_generator(config, first)
         questions = [p.question for p in chunk]
-        paths = generate_latents(model, questions, per_question, config.sample, generator)
-        latents, num_blocks = paths.latents, paths.num_blocks
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        drawn = draw(model, questions, per_question, config.sample, generator)
+        latents, num_blocks = drawn.latents, drawn.num_blocks
+        scale = 1.0 if isinstance(model, LatentReasoner) else float(latents.std())
+        noise = scale * torch.randn(latents.shape, generator=generator).to(latents.device)
         forms = {
-            "intact": (latents, num_blocks),
-            "zeroed": (torch.zeros_like(latents), num_blocks),
-            "shuffled": (latents.roll(1, 0), num_blocks.roll(1, 0)),
-            "noise": (noise, num_blocks),
+            "intact": drawn,
+            "zeroed": Drawn(torch.zeros_like(latents), num_blocks, 0),
+            "shuffled": Drawn(latents.roll(1, 0), num_blocks.roll(1, 0), 0),
+            "noise": Drawn(noise, num_blocks, 0),
         }
-        for name, (altered, counts) in forms.items():
-            texts, _ = answer(model, questions, altered, counts, config.sample.temperature, generator)
-            for row in judge(config.task, chunk, texts, whole=False):
+        for name, altered in forms.items():
+            texts, _, _ = read(model, questions, altered, config.sample.temperature, generator)
+            for row in judge(config.task, chunk, texts, whole=not isinstance(model, LatentReasoner)):
                 shares[name].append(sum(v.correct for v in row) / len(row))
     return {name: interval(values) for name, values in shares.items()}
 
@@ -242,9 +201,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"value": float(sum(values) / len(values)), "low": float(low), "high": float(high)}
 
 
-def evaluate(
-    config: EvalConfig, model: Backbone | LatentReasoner | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """The record that `ladi eval --json` writes: pass@k, distinct valid solutions, latent use, cost, provenance.
 
     Raises:
@@ -256,6 +213,8 @@ def evaluate(
         raise ValueError(
             "a token-level model has no latents: use readout text, latent_use_samples 0 and texts_per_latent 1"
         )
+    if config.readout == "vae" and isinstance(model, LatentAssistant):
+        raise ValueError("an assistant's latents are read by its main model: use readout text")
     if config.readout == "vae" and not config.task.cot_in_answer:
         raise ValueError(f"the VAE reads only chains of thought, and answers of {config.task.name!r} are not in them")
     problems = [config.task.problem(config.split, i) for i in range(config.num_questions)]
@@ -265,7 +224,9 @@ def evaluate(
     counts = judged.num_correct
     curve = {str(k): interval([pass_at_k(config.num_samples, c, k) for c in counts]) for k in config.ks}
     distinct = [float(len({v.canonical for v in row if v.correct})) for row in judged.verdicts]
-    label = config.label or ("AR" if is_ar else f"LaDiR {config.readout}")
+    label = config.label or (
+        "AR" if is_ar else "DLR" if isinstance(model, LatentAssistant) else f"LaDiR {config.readout}"
+    )
     return {
         "label": label,
         "task": config.task.name,
@@ -273,7 +234,7 @@ def evaluate(
         "num_questions": config.num_questions,
         "num_samples": config.num_samples,
         "readout": config.readout,
-        "num_steps": 0 if is_ar else config.sample.num_steps,
+        "num_steps": config.sample.num_steps if isinstance(model, LatentReasoner) else 0,
         "guidance": config.sample.guidance,
         "initial_noise": config.sample.initial_noise,
         "noise_level": config.sample.noise_level,
@@ -286,9 +247,12 @@ def evaluate(
         if judged.vendi
         else None,
         "latent_use": latent_use(model, problems, config)
-        if isinstance(model, LatentReasoner) and config.latent_use_samples
+        if not isinstance(model, Backbone) and config.latent_use_samples
         else None,
         "tokens_processed": judged.tokens_processed,
+        "main_model": {"forwards": judged.main_cost.forwards, "tokens": judged.main_cost.tokens}
+        if isinstance(model, LatentAssistant)
+        else None,
         "wall_s": wall_s,
         "seed": config.seed,
         "command": "ladi " + " ".join(sys.argv[1:]),

@@ -38,7 +38,7 @@ class SampleConfig:
     num_steps: int = 30
     """K: denoising steps of each block."""
     initial_noise: float = 1.0
-    """sigma_0: standard deviation of the latents at t = 1."""
+    """sigma_0: standard deviation of the latents at t = 1; for DLR's assistant, the scale of its policy's noise."""
     guidance: float = 0.0
     """gamma_max of the repulsion between the trajectories of a question; 0 means none."""
     bandwidth: Literal["median", "median_over_log_n"] = "median"
@@ -57,9 +57,9 @@ class SampleConfig:
     def __post_init__(self):
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if self.temperature < 0 or self.noise_level < 0 or self.initial_noise <= 0:
+        if self.temperature < 0 or self.noise_level < 0 or self.initial_noise < 0:
             raise ValueError(
-                "need temperature >= 0, noise_level >= 0 and initial_noise > 0, got "
+                "need temperature >= 0, noise_level >= 0 and initial_noise >= 0, got "
                 f"{self.temperature}, {self.noise_level} and {self.initial_noise}"
             )
 

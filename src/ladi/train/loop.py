@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -136,21 +136,41 @@ class LossModule(nn.Module):
         return self.loss(self.model, batch, generator)
 
 
-def make_optimizers(trainable: dict[str, nn.Parameter], optim: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and with it Muon for the matrices of the transformer's layers if that is chosen."""
-    layers = [p for n, p in trainable.items() if ".layers." in n and p.ndim == 2] if optim.name == "muon" else []
-    rest = [p for p in trainable.values() if not any(p is q for q in layers)]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
+@dataclass(frozen=True)
+class Treatment:
+    """How some parameters differ from the rest, by their names."""
+
+    lr_scale: Callable[[str], float] = lambda name: 1.0
+    """Multiplies the learning rate."""
+    is_clipped: Callable[[str], bool] = lambda name: True
+    """Whether the parameter takes part in gradient clipping (its norm, and the scaling)."""
+
+
+ALIKE = Treatment()
+"""All parameters at the same rate, all clipped."""
+
+
+def make_optimizers(
+    trainable: dict[str, nn.Parameter], optim: OptimConfig, treatment: Treatment
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and with it Muon for the matrices of the transformer's layers if that is chosen.
+
+    Every group carries its `scale`, which the loop multiplies the learning rate by.
+    """
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
+    for name, parameter in trainable.items():
+        is_matrix, scale = parameter.ndim >= 2, treatment.lr_scale(name)
+        is_hidden = optim.name == "muon" and ".layers." in name and parameter.ndim == 2
+        decay = optim.weight_decay if is_matrix else 0.0
+        group = groups.setdefault((is_hidden, is_matrix, scale), {"params": [], "weight_decay": decay, "scale": scale})
+        group["params"].append(parameter)
+    by_adamw = [group for (is_hidden, _, _), group in groups.items() if not is_hidden]
+    by_muon = [group for (is_hidden, _, _), group in groups.items() if is_hidden]
     optimizers: list[torch.optim.Optimizer] = []
-    if rest:
-        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas))
-    if layers:
-        optimizers.append(
-            torch.optim.Muon(layers, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+    if by_adamw:
+        optimizers.append(torch.optim.AdamW(by_adamw, lr=optim.lr, betas=optim.betas))
+    if by_muon:
+        optimizers.append(torch.optim.Muon(by_muon, lr=optim.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -162,11 +182,12 @@ def owner(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> t
 class State:
     """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig):
+    def __init__(self, model: nn.Module, optim: OptimConfig, treatment: Treatment):
         self.model = model
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if optim.ema_decay else {}
-        self.optimizers = make_optimizers(self.trainable, optim)
+        self.optimizers = make_optimizers(self.trainable, optim, treatment)
+        self.clipped = [p for n, p in self.trainable.items() if treatment.is_clipped(n)]
         self.step = 0
 
     def num_bytes(self) -> int:
@@ -289,13 +310,15 @@ def run(
     unit: int = 1,
     shown: tuple[str, ...] = (),
     on_log: OnLog | None = None,
+    treatment: Treatment = ALIKE,
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
     Resumes from the newest checkpoint in `run_dir`. SIGTERM and SIGINT end the current step, save, and exit.
     `prepare(step, first, stop)` is called before the micro-batches of a step, with this process's share of the batch.
     `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
-    metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it.
+    metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
+    which parameters have another learning rate or are not clipped.
 
     Raises:
         ValueError: if checkpoint_every is not a multiple of `unit`.
@@ -312,7 +335,7 @@ def run(
     )
     accelerator.init_trackers(label)
     model.to(accelerator.device)
-    state = State(model, config.optim)
+    state = State(model, config.optim, treatment)
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is not None:
         state.load(checkpoint)
@@ -328,7 +351,7 @@ def run(
         while state.step < config.steps:
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
-                group["lr"] = lr
+                group["lr"] = lr * group["scale"]
             metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
@@ -378,13 +401,18 @@ def train_step(
         accelerator.backward(value / len(starts))
         for name, term in {"loss/total": value, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(term).detach()) / len(starts)
-    norm = torch.nn.utils.clip_grad_norm_(list(state.trainable.values()), config.optim.max_grad_norm)
-    sums["optim/grad_norm"] = float(norm)
+    sums["optim/grad_norm"] = float(gradient_norm(state.trainable.values()))
+    torch.nn.utils.clip_grads_with_norm_(state.clipped, config.optim.max_grad_norm, gradient_norm(state.clipped))
     check_finite(sums, state.step, config.batch_size, run_dir)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad()
     return sums
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all their gradients together."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 @contextmanager

@@ -131,6 +131,7 @@ def optimise(
     loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
     label: str,
     on_log: loop.OnLog | None,
+    treatment: loop.Treatment = loop.ALIKE,
 ) -> Any:
     """`loop.run` over rollouts: `sample(problems, generator)` makes one, `loss(model, slice)` judges a slice of it.
 
@@ -154,6 +155,7 @@ def optimise(
         unit=num_iterations,
         shown=SHOWN,
         on_log=on_log,
+        treatment=treatment,
     )
 
 

@@ -4,19 +4,21 @@ A preset is a `Pipeline`; its stages read one another's `final/` folders below o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ladi.inference.evaluate import EvalConfig
+from ladi.models.assistant import AssistantConfig
 from ladi.models.backbone import BackboneConfig
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAEConfig
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.countdown import Countdown
+from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl
-from ladi.train import grpo, reasoner, rl, rollout, sft, vae
+from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
 from ladi.train.reasoner import LossConfig
@@ -34,6 +36,8 @@ class Pipeline:
     rollout: rollout.Config
     rl: rl.Config
     grpo: grpo.Config
+    dlr_warmup: dlr_warmup.Config
+    dlr: dlr.Config
     eval: EvalConfig
 
 
@@ -65,6 +69,15 @@ class Sizes:
     rl_lr: float = 5e-5
     rl_questions: int = 24
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    main: str = ""
+    """DLR's main model; empty takes that of the stage `sft`."""
+    assistant_backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    assistant: AssistantConfig = field(default_factory=AssistantConfig)
+    warmup_steps: int = 1000
+    warmup_lr: float = 2e-3
+    dlr_policy: dlr.PolicyConfig = field(default_factory=dlr.PolicyConfig)
+    dlr_lr: float = 3e-5
+    projection_lr: float = 1e-4
 
 
 def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
@@ -139,6 +152,22 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             model_dir=root / "sft" / "final",
             policy=grpo.PolicyConfig(num_generations=num_generations, max_completion_length=longest),
             loop=rl_loop,
+        ),
+        dlr_warmup=dlr_warmup.Config(
+            out_dir=root / "dlr_warmup",
+            data=data,
+            main=sizes.main or str(root / "sft" / "final"),
+            backbone=sizes.assistant_backbone,
+            assistant=replace(sizes.assistant, max_answer_tokens=longest),
+            loop=loop_config(sizes.warmup_steps, sizes.warmup_lr),
+        ),
+        dlr=dlr.Config(
+            out_dir=root / "dlr",
+            data=data,
+            model_dir=root / "dlr_warmup" / "final",
+            projection_lr=sizes.projection_lr,
+            policy=sizes.dlr_policy,
+            loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.dlr_lr)),
         ),
         eval=EvalConfig(
             model_dir=root / "rollout" / "final", task=sizes.task, sample=SampleConfig(), latent_use_samples=8
@@ -226,6 +255,91 @@ def arithmetic_tiny(root: Path = Path("runs/arithmetic_tiny"), seed: int = 0) ->
     return pipeline(sizes, root, seed)
 
 
+def dlr_cd3(root: Path = Path("runs/dlr_cd3"), seed: int = 0) -> Pipeline:
+    """DLR on Countdown-3: a 7.6M main model (its stage `sft`) steered by a 0.9M assistant."""
+    return dlr_pipeline(Countdown(size=3, max_input=50), 32, root, seed)
+
+
+def dlr_arithmetic(root: Path = Path("runs/dlr_arithmetic"), seed: int = 0) -> Pipeline:
+    """DLR on arithmetic chains: a 7.6M main model steered by a 0.9M assistant."""
+    return dlr_pipeline(Arithmetic(), 16, root, seed)
+
+
+def dlr_pipeline(task: TaskConfig, max_answer_tokens: int, root: Path, seed: int) -> Pipeline:
+    """A small DLR experiment: only the stages `sft`, `grpo`, `dlr-warmup` and `dlr` are meant to be run."""
+    sizes = Sizes(
+        task=task,
+        backbone=BackboneConfig(width=320, num_layers=6, num_heads=10, mlp_width=896, seed=seed),
+        vae=ThoughtVAEConfig(decoder="full", beta=0.05, max_block_tokens=24),
+        max_blocks=4,
+        max_answer_tokens=max_answer_tokens,
+        batch_size=64,
+        micro_batch_size=64,
+        sft_steps=1500,
+        vae_steps=1500,
+        reasoner_steps=4000,
+        rollout_steps=400,
+        assistant_backbone=BackboneConfig(seed=seed + 100),
+        assistant=AssistantConfig(num_latents=8, latent_width=32, std=0.3),
+        warmup_steps=1000,
+        dlr_policy=dlr.PolicyConfig(num_generations=32, num_decoded=32),
+        dlr_lr=1e-4,
+        projection_lr=3e-4,
+    )
+    return pipeline(sizes, root, seed)
+
+
+def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
+    """The settings of DLR's table 2 on GSM8K: LLaMA-2-7B, a 1.3B LLaMA-2 assistant, 8 GPUs x 4 questions, 3 epochs.
+
+    The paper names no checkpoint of its assistant; Sheared-LLaMA is LLaMA-2 pruned to that size. It does not say how
+    the 18 % are chosen either: the filter is the value head here.
+    """
+    num_train, questions = 7473, 8 * 4
+    sizes = Sizes(
+        task=Gsm8k(),
+        backbone=BackboneConfig(name_or_path=LLAMA2_7B),
+        vae=ThoughtVAEConfig(max_block_tokens=256),
+        max_blocks=10,
+        max_answer_tokens=128,
+        num_train=num_train,
+        batch_size=32,
+        micro_batch_size=4,
+        sft_steps=700,
+        vae_steps=700,
+        reasoner_steps=7000,
+        rollout_steps=700,
+        optimizer="adamw",
+        sft_lr=1e-5,
+        vae_lr=1e-5,
+        reasoner_lr=1e-5,
+        rollout_lr=1e-5,
+        rl_questions=questions,
+        main=LLAMA2_7B,
+        assistant_backbone=BackboneConfig(name_or_path="princeton-nlp/Sheared-LLaMA-1.3B"),
+        assistant=AssistantConfig(num_latents=32, latent_width=512),
+        warmup_steps=num_train // questions,
+        warmup_lr=3e-5,
+        rl_steps=3 * num_train // questions,
+        dlr_policy=dlr.PolicyConfig(
+            num_generations=64,
+            num_decoded=12,  # K/G = 0.18
+            filter="value",
+            beta=0.01,
+            gamma=0.1,
+            contrast="projected",
+            format="tags",
+            format_weight=0.5,
+        ),
+        dlr_lr=3e-5,
+        projection_lr=1e-4,
+    )
+    return pipeline(sizes, root, seed)
+
+
+LLAMA2_7B = "meta-llama/Llama-2-7b-hf"
+
+
 def jsonl_small(root: Path = Path("runs/jsonl_small"), seed: int = 0) -> Pipeline:
     """Your own data: `--data.task.path FILE`, and `--backbone.name-or-path MODEL` to start from a pretrained one."""
     sizes = Sizes(
@@ -254,5 +368,8 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "cd4_tiny": cd4_tiny,
     "cd4_small": cd4_small,
     "arithmetic_tiny": arithmetic_tiny,
+    "dlr_cd3": dlr_cd3,
+    "dlr_arithmetic": dlr_arithmetic,
+    "dlr_paper": dlr_paper,
     "jsonl_small": jsonl_small,
 }

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ladi.arrays import Float, Int, Tensor
 from ladi.bundled import resolve
 from ladi.flow.guidance import Bandwidth, relative_strength
-from ladi.flow.logprob import Reduction, gaussian_kl_same_std, gaussian_log_prob
+from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.decoding import Prefix, continue_ids, expand
@@ -417,7 +417,8 @@ def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Conf
 
 def transition_kl(a: Transitions, b: Transitions, reduction: Reduction) -> Float[Tensor, "P R S"]:
     """KL of each replayed transition from the reference's; Flow-GRPO's closed form in v, here through the means."""
-    return gaussian_kl_same_std(a.means, b.means, a.stds[..., None, None], reduction)
+    stds = a.stds[..., None, None]
+    return gaussian_kl(a.means, stds, b.means, stds, reduction)
 
 
 def text_term(rollout: Rollout, now: TextReplay, then: TextReplay | None, config: Config, size: Normaliser):

@@ -1,0 +1,105 @@
+"""Models as evaluation sees them: loaded by what their folder says, asked for texts, or for latents and their texts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ladi.arrays import Float, Int, Tensor
+from ladi.models.assistant import LatentAssistant, MainCost
+from ladi.models.backbone import Backbone
+from ladi.models.decoding import continue_text, expand, open_question
+from ladi.models.generation import SampleConfig, answer, generate_latents
+from ladi.models.reasoner import LatentReasoner
+
+Model = Backbone | LatentReasoner | LatentAssistant
+
+
+def load_model(folder: Path) -> Model:
+    """The saved reasoner, assistant or language model at `folder`, ready for inference.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
+    kind = json.loads(path.read_text()).get("model")
+    if kind == "LatentReasoner":
+        return LatentReasoner.from_pretrained(folder)
+    if kind == "LatentAssistant":
+        return LatentAssistant.from_pretrained(folder)
+    return Backbone.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def sample_ar(
+    backbone: Backbone,
+    questions: Sequence[str],
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[list[list[str]], int]:
+    """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
+    prefix = open_question(backbone, questions)
+    texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
+    grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
+    return grouped, decoded + prefix.valid.numel()
+
+
+def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, separator: str) -> list[list[str]]:
+    """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
+    batch, num_latents, most_blocks = latents.shape[:3]
+    blocks = reasoner.vae.decode(reasoner.vae.restore(latents).flatten(0, 2))
+    texts = []
+    for i, count in enumerate(num_blocks.flatten().tolist()):
+        texts.append(separator.join(blocks[i * most_blocks : i * most_blocks + count]))
+    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Latents of B questions, R trajectories each. A trajectory of an assistant is one block of N = T latents."""
+
+    latents: Float[Tensor, "B R K N D"]
+    num_blocks: Int[Tensor, "B R"]
+    tokens_processed: int
+
+
+def draw(
+    model: LatentReasoner | LatentAssistant,
+    questions: Sequence[str],
+    num_latents: int,
+    config: SampleConfig,
+    generator: torch.Generator,
+) -> Drawn:
+    """Trajectories of each question; an assistant takes `initial_noise` as the scale of its policy's noise."""
+    if isinstance(model, LatentReasoner):
+        paths = generate_latents(model, questions, num_latents, config, generator)
+        return Drawn(paths.latents, paths.num_blocks, paths.tokens_processed)
+    latents = model.think(questions, num_latents, generator, config.initial_noise)
+    opened = model.policy.backbone.tokenize(questions, side="left")[0].numel() + len(questions)
+    tokens = opened + len(questions) * num_latents * (model.config.num_latents - 1)
+    return Drawn(latents[:, :, None], torch.ones(latents.shape[:2], dtype=torch.long), tokens)
+
+
+def read(
+    model: LatentReasoner | LatentAssistant,
+    questions: Sequence[str],
+    drawn: Drawn,
+    temperature: float,
+    generator: torch.Generator,
+    texts_per_latent: int = 1,
+) -> tuple[list[list[str]], int, MainCost]:
+    """Texts that the latents lead to, grouped by question; tokens processed; and the main model's part of them."""
+    if isinstance(model, LatentReasoner):
+        texts, processed = answer(
+            model, questions, drawn.latents, drawn.num_blocks, temperature, generator, texts_per_latent
+        )
+        return texts, processed, MainCost()
+    out, cost = model.decode(questions, drawn.latents[:, :, 0], None, temperature, generator, texts_per_latent)
+    texts, group = model.main.detokenize(out.ids), drawn.latents.shape[1] * texts_per_latent
+    return [texts[i * group : (i + 1) * group] for i in range(len(questions))], cost.tokens, cost

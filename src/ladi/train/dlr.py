@@ -1,0 +1,405 @@
+"""DLR: generate, filter, decode, reward, optimise (arXiv:2601.17275, section 3 and algorithm 1).
+
+Per question the assistant draws G latent trajectories; a filter hands K of them to the frozen main model, which
+decodes each once; their rewards give group-relative advantages (equations 1-4), and
+
+    L = L_GRPO + gamma L_cl + value_weight L_value (+ text_weight L_text)        (equation 6)
+
+trains assistant and projection alone. L_GRPO is the clipped surrogate of `rl/objective.py` over the trajectories'
+densities, L_cl the contrastive term over all G, L_value fits the filter's regressor to the decoded rewards.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.bundled import resolve
+from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
+from ladi.metrics.diversity import mean_pairwise_distance
+from ladi.models.assistant import LatentAssistant, LatentPolicy, MainCost
+from ladi.models.decoding import expand
+from ladi.rl.contrastive import Similarity, contrastive_loss
+from ladi.rl.objective import (
+    Normaliser,
+    RewardScale,
+    SurrogateConfig,
+    group_advantages,
+    reward_statistics,
+    surrogate,
+)
+from ladi.rundir import open_run
+from ladi.tasks.base import Problem
+from ladi.train import loop
+from ladi.train.data import DataConfig
+from ladi.train.policy import Texts, optimise, score, text_log_probs, text_statistics
+from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
+
+Filter = Literal["none", "random", "value"]
+
+TAGS = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Rollouts, the filter, rewards and the objective."""
+
+    num_generations: int = 64
+    """G: latent trajectories of a question."""
+    num_decoded: int = 64
+    """K: those that the main model decodes."""
+    filter: Filter = "none"
+    """Which: all, K drawn at random, or the K of which the value head expects most."""
+    temperature: float = 0.0
+    """Of the main model's texts; 0 is greedy."""
+    format_weight: float = 0.0
+    """lambda: weight of the format reward, equation 3."""
+    format: Literal["finished", "tags"] = "finished"
+    """A well-formed text ends by itself within the length limit, or is `<think>...</think><answer>...</answer>`."""
+    scale_rewards: RewardScale = "group"
+    advantage_clamp: float = 5.0
+    beta: float = 0.01
+    """Weight of the KL from the starting assistant."""
+    gamma: float = 0.1
+    """Weight of the contrastive loss."""
+    similarity: Similarity = "dot"
+    contrastive_temperature: float = 1.0
+    contrast: Literal["latent", "projected"] = "latent"
+    """What is contrasted: the assistant's latents, or what the main model sees of them (equation 5)."""
+    value_weight: float = 1.0
+    """Weight of the value head's squared error; it trains whatever the filter."""
+    text_weight: float = 0.0
+    """Weight of the token surrogate of the sampled texts, which reaches the projection through the main model."""
+    num_iterations: int = 1
+    """Optimizer steps per rollout."""
+    log_prob_reduction: Reduction = "mean"
+    """Of a latent's log-density over its D numbers. The clip range is meant for the joint density of what a ratio
+    covers and is divided by its numbers for `mean`."""
+
+    def __post_init__(self):
+        if not 2 <= self.num_decoded <= self.num_generations:
+            raise ValueError(
+                f"a trajectory is compared with others: need 2 <= num_decoded <= num_generations, got "
+                f"{self.num_decoded} and {self.num_generations}"
+            )
+        if self.filter == "none" and self.num_decoded != self.num_generations:
+            raise ValueError(
+                f"filter none decodes all {self.num_generations} trajectories, but num_decoded is {self.num_decoded}; "
+                "choose filter random or value, or make them equal"
+            )
+        if self.text_weight > 0 and self.temperature == 0:
+            raise ValueError("texts are trained by sampling: text_weight above 0 needs temperature > 0")
+        if min(self.beta, self.gamma, self.value_weight, self.text_weight, self.format_weight, self.temperature) < 0:
+            raise ValueError("weights and temperature must not be negative")
+        if self.contrastive_temperature <= 0 or self.num_iterations < 1:
+            raise ValueError("need contrastive_temperature > 0 and num_iterations >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the stage `dlr`; `loop.batch_size` counts questions, `loop.optim.lr` is the assistant's."""
+
+    out_dir: Path
+    data: DataConfig
+    model_dir: Path
+    """Saved assistant of the stage `dlr-warmup`."""
+    main: str = ""
+    """Where the main model lies now; empty: where it lay at the warm start."""
+    train_main: bool = False
+    """Train the main model too, by the token surrogate (the paper's table 4); its weights are saved then."""
+    projection_lr: float = 1e-4
+    """Learning rate of the projection."""
+    value_lr: float = 1e-3
+    """Learning rate of the value head."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    latent: SurrogateConfig = field(default_factory=lambda: SurrogateConfig(importance_sampling_level="sequence"))
+    """Surrogate of trajectories (equation 7: one ratio for each); elements are latents."""
+    text: SurrogateConfig = field(default_factory=SurrogateConfig)
+    """Surrogate of texts; elements are tokens."""
+    loop: loop.LoopConfig
+
+    def __post_init__(self):
+        if self.train_main and self.policy.text_weight == 0:
+            raise ValueError("the main model learns from its texts only: train_main needs policy.text_weight > 0")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Trajectories of P questions, G each, and the judged texts of K of them."""
+
+    questions: list[str]
+    noise: Float[Tensor, "P G T D"]
+    latents: Float[Tensor, "P G T D"]
+    old_means: Float[Tensor, "P G T D"]
+    old_std: Float[Tensor, ""]
+    decoded: Int[Tensor, "P K"]
+    """Which trajectories the main model decoded."""
+    texts: Texts
+    """Of those, one each: R = K, M = 1."""
+    old_text_log_probs: Float[Tensor, "P K T"] | None
+    advantages: Float[Tensor, "P K"]
+    num_tokens: int
+    """Text tokens of the whole rollout."""
+    num_questions: int
+    """Questions of the whole rollout."""
+    metrics: dict[str, Tensor]
+
+    def rows(self, rows: Tensor) -> "Rollout":
+        """The rollout of some questions, with the counts of the whole."""
+        old = self.old_text_log_probs
+        return Rollout(
+            questions=[self.questions[i] for i in rows.tolist()],
+            noise=self.noise[rows],
+            latents=self.latents[rows],
+            old_means=self.old_means[rows],
+            old_std=self.old_std,
+            decoded=self.decoded[rows],
+            texts=self.texts.rows(rows),
+            old_text_log_probs=None if old is None else old[rows],
+            advantages=self.advantages[rows],
+            num_tokens=self.num_tokens,
+            num_questions=self.num_questions,
+            metrics=self.metrics,
+        )
+
+    @property
+    def decoded_rows(self) -> Int[Tensor, " S"]:
+        """The decoded trajectories among all P * G."""
+        first = torch.arange(len(self.decoded), device=self.decoded.device)[:, None] * self.latents.shape[1]
+        return (first + self.decoded).flatten()
+
+
+# ---- generate, filter, decode, reward ---------------------------------------------------------------------------
+
+
+def choose(kind: Filter, values: Float[Tensor, "P G"], num_decoded: int, generator: torch.Generator) -> Tensor:
+    """Indices (P, K), rising, of the trajectories to decode."""
+    num_questions, num_generations = values.shape
+    if kind == "none":
+        return torch.arange(num_generations, device=values.device).expand(num_questions, -1)
+    keys = torch.rand(values.shape, generator=generator).to(values.device) if kind == "random" else values
+    return keys.topk(num_decoded, dim=1).indices.sort(dim=1).values
+
+
+def signed(claims: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """+1 where true, -1 where false."""
+    return 2 * claims.float() - 1
+
+
+def has_tags(text: str) -> bool:
+    """Whether the whole text is one `<think>...</think>` and after it one `<answer>...</answer>`."""
+    return TAGS.fullmatch(text) is not None and text.count("<think>") == 1 and text.count("<answer>") == 1
+
+
+def total_rewards(texts: Texts, words: Sequence[str], config: Config) -> Float[Tensor, "P K 1"]:
+    """Equation 3: correctness in {-1, +1} (or the user's rewards as they are) plus lambda format in {-1, +1}."""
+    rewards = texts.rewards if config.reward.functions else signed(texts.rewards > 0.5)
+    if config.policy.format_weight == 0:
+        return rewards
+    if config.policy.format == "tags":
+        formed = torch.tensor([has_tags(text) for text in words], device=rewards.device).view_as(texts.finished)
+    else:
+        formed = texts.finished
+    return rewards + config.policy.format_weight * signed(formed)
+
+
+@torch.no_grad()
+def sample_rollout(
+    assistant: LatentAssistant,
+    problems: Sequence[Problem],
+    rewards: Rewards,
+    config: Config,
+    generator: torch.Generator,
+) -> Rollout:
+    """Draw G trajectories for each problem, decode and judge K of them, by the present weights."""
+    policy, shape = config.policy, assistant.config
+    questions = [problem.question for problem in problems]
+    size = (len(problems), policy.num_generations, shape.num_latents, shape.latent_width)
+    noise = torch.randn(size, generator=generator).to(assistant.main.device)
+    prefix = expand(assistant.policy.open(questions), policy.num_generations)
+    latents = assistant.policy.sample(prefix, noise.flatten(0, 1)).view(size)
+    values = assistant.value(prefix.hidden, latents.flatten(0, 1)).view(size[:2])
+    decoded = choose(policy.filter, values, policy.num_decoded, generator)
+    first = torch.arange(len(problems), device=decoded.device)[:, None] * policy.num_generations
+    rows = (first + decoded).flatten()
+    sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, generator)
+    texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
+    total = total_rewards(texts, assistant.main.detokenize(sampled.ids), config)
+    old_text = None
+    if policy.text_weight and policy.num_iterations > 1:
+        main_prefix, _ = assistant.main_prefix(questions, latents, rows)
+        old_text, _ = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
+        old_text = old_text.view(*decoded.shape, -1)
+    return Rollout(
+        questions=questions,
+        noise=noise,
+        latents=latents,
+        old_means=latents - assistant.policy.std * noise,
+        old_std=assistant.policy.std.clone(),
+        decoded=decoded,
+        texts=Texts(texts.ids, texts.valid, texts.finished, total, texts.solution),
+        old_text_log_probs=old_text,
+        advantages=group_advantages(total.squeeze(2), policy.scale_rewards, policy.advantage_clamp),
+        num_tokens=int(sampled.valid.sum()),
+        num_questions=len(problems),
+        metrics={
+            **reward_statistics(total),
+            **text_statistics(texts),
+            **latent_statistics(latents, assistant.policy.std),
+            **cost_statistics(cost, decoded, policy.num_generations),
+            "filter/value_correlation": correlation(values.gather(1, decoded), total.squeeze(2)),
+        },
+    )
+
+
+def latent_statistics(latents: Float[Tensor, "P G T D"], std: Float[Tensor, ""]) -> dict[str, Tensor]:
+    """Spread of a question's trajectories and entropy of a latent (both per number), and the policy's std."""
+    spread = mean_pairwise_distance(latents).mean() / latents[0, 0].numel() ** 0.5
+    entropy = 0.5 * torch.log(2 * torch.pi * torch.e * std.square())
+    return {"latent/spread": spread, "latent/transition_entropy": entropy, "latent/std": std.clone()}
+
+
+def cost_statistics(cost: MainCost, decoded: Int[Tensor, "P K"], num_generations: int) -> dict[str, Tensor]:
+    """The main model's rows times passes and positions of a rollout, and its share of decoding all trajectories."""
+    return {
+        "main/forwards": torch.tensor(float(cost.forwards)),
+        "main/tokens": torch.tensor(float(cost.tokens)),
+        "main/decoded_share": torch.tensor(decoded.shape[1] / num_generations),
+    }
+
+
+def correlation(a: Float[Tensor, "P K"], b: Float[Tensor, "P K"]) -> Float[Tensor, ""]:
+    """Pearson's, within questions; 0 where either is constant."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12)
+
+
+# ---- optimise -----------------------------------------------------------------------------------------------------
+
+
+def replayed_means(policy: LatentPolicy, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Means (P * G, T, D) of the sampled latents under the present weights, and the states (P * G, C) at `<bot>`."""
+    prefix = expand(policy.open(rollout.questions), rollout.latents.shape[1])
+    return policy.means(prefix, rollout.latents.flatten(0, 1)), prefix.hidden
+
+
+def loss(
+    assistant: LatentAssistant, rollout: Rollout, config: Config, reference: LatentPolicy | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L of a micro-batch of questions, and its terms for the log."""
+    policy, terms = config.policy, dict(rollout.metrics)
+    means, states = replayed_means(assistant.policy, rollout)
+    value, stats = latent_term(assistant, rollout, means, config, reference)
+    terms |= {"loss/latent": value.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
+    if policy.gamma:
+        contrast = contrastive_term(assistant, rollout, policy)
+        value = value + policy.gamma * contrast
+        terms["loss/contrastive"] = contrast.detach()
+    if policy.value_weight:
+        rows = rollout.decoded_rows
+        predicted = assistant.value(states.detach()[rows], rollout.latents.flatten(0, 1)[rows])
+        error = (predicted - rollout.texts.rewards.flatten()).square().mean()
+        value = value + policy.value_weight * error
+        terms["loss/value"] = error.detach()
+    if policy.text_weight:
+        text_loss, stats = text_term(assistant, rollout, config)
+        value = value + policy.text_weight * text_loss
+        terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+    return value, terms
+
+
+def latent_term(
+    assistant: LatentAssistant, rollout: Rollout, means: Tensor, config: Config, reference: LatentPolicy | None
+):
+    """Surrogate of the decoded trajectories (the others have no advantage): elements are their latents."""
+    policy, rows = config.policy, rollout.decoded_rows
+    latents, old_means = (x.flatten(0, 1)[rows] for x in (rollout.latents, rollout.old_means))
+    means, std, reduction = means[rows], assistant.policy.std, policy.log_prob_reduction
+
+    def log_probs(mean: Tensor, std: Tensor) -> Float[Tensor, "S T"]:
+        return gaussian_log_prob(latents[:, :, None], mean[:, :, None], std, reduction)
+
+    new, old = log_probs(means, std), log_probs(old_means, rollout.old_std)
+    kl = None
+    if reference is not None:
+        with torch.no_grad():
+            reference_means, _ = replayed_means(reference, rollout)
+        kl = gaussian_kl(means[:, :, None], std, reference_means[rows][:, :, None], reference.std, reduction)
+    clip, num_latents = config.latent, latents.shape[1]
+    # A ratio per latent covers D numbers, one per trajectory all T D; log-probabilities are means over them.
+    covered = latents.shape[2] if policy.log_prob_reduction == "mean" else 1
+    if clip.importance_sampling_level != "token":
+        covered *= num_latents
+    scaled = SurrogateConfig(
+        loss_type=clip.loss_type,
+        importance_sampling_level=clip.importance_sampling_level,
+        epsilon=clip.epsilon / covered,
+        epsilon_high=clip.high / covered,
+    )
+    size = Normaliser(len(rows), len(rows) * num_latents, num_latents)
+    mask = torch.ones_like(new, dtype=torch.bool)
+    return surrogate(new, old, rollout.advantages.flatten(), mask, scaled, size, kl, policy.beta)
+
+
+def contrastive_term(assistant: LatentAssistant, rollout: Rollout, policy: PolicyConfig) -> Tensor:
+    """Equation 8 over all G trajectories, redrawn by the present weights from the same noise, with its gradient."""
+    prefix = expand(assistant.policy.open(rollout.questions), rollout.latents.shape[1])
+    latents = assistant.policy.sample(prefix, rollout.noise.flatten(0, 1))
+    if policy.contrast == "projected":
+        latents = assistant.projection(latents.to(assistant.projection.weight.dtype)).float()
+    latents = latents.unflatten(0, rollout.latents.shape[:2])
+    return contrastive_loss(latents, policy.similarity, policy.contrastive_temperature)
+
+
+def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
+    """Surrogate of the main model's sampled texts, with gradients through it into the projection."""
+    policy, texts = config.policy, rollout.texts
+    prefix, _ = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
+    ids, mask = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
+    new, entropy = text_log_probs(assistant.main, prefix, ids, mask, policy.temperature)
+    old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 1)
+    share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
+    size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
+    value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size)
+    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
+    return value, stats
+
+
+def treatment(config: Config) -> loop.Treatment:
+    """The paper's learning rates by part; only the projection's gradient is clipped."""
+    lr = config.loop.optim.lr
+    scales = {"projection.": config.projection_lr / lr, "value.": config.value_lr / lr}
+    return loop.Treatment(
+        lr_scale=lambda name: next((scale for part, scale in scales.items() if name.startswith(part)), 1.0),
+        is_clipped=lambda name: name.startswith("projection."),
+    )
+
+
+def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:
+    """Train and save `final/` (assistant and projection); returns its path. `functions` are rewards beside the
+    configured ones; `on_log(step, metrics)` replaces the progress on the terminal.
+    """
+    config.data.check()
+    run_dir = open_run(config.out_dir, config)
+    rewards = Rewards(config.reward, config.data.task, functions)
+    assistant = LatentAssistant.from_pretrained(resolve(config.model_dir), config.main).train()
+    reference = copy.deepcopy(assistant.policy).requires_grad_(False) if config.policy.beta else None
+    assistant.main.requires_grad_(config.train_main)
+    assistant = optimise(
+        config,
+        run_dir,
+        assistant,
+        lambda problems, generator: sample_rollout(assistant, problems, rewards, config, generator),
+        lambda model, rollout: loss(model, rollout, config, reference),
+        label="dlr",
+        on_log=on_log,
+        treatment=treatment(config),
+    )
+    assistant.save_pretrained(run_dir / "final")
+    return run_dir / "final"

@@ -1,0 +1,317 @@
+"""The stages of DLR: ratios, the filter, a main model that stays frozen, resume, rewards that rise."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ladi.flow.logprob import gaussian_kl
+from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main, weights_hash
+from ladi.models.backbone import BackboneConfig
+from ladi.models.decoding import continue_text, open_question
+from ladi.rl.objective import SurrogateConfig
+from ladi.rundir import latest_checkpoint
+from ladi.tasks.countdown import Countdown
+from ladi.train import dlr, dlr_warmup
+from ladi.train.data import DataConfig
+from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.rewards import RewardConfig, Rewards
+from tests.conftest import tiny_backbone
+
+TASK = Countdown(size=3, max_input=20)
+PROBLEMS = [TASK.problem("train", i) for i in range(3)]
+ASSISTANT = AssistantConfig(num_latents=3, latent_width=4, std=0.5, max_answer_tokens=6)
+SMALL = BackboneConfig(family="llama", width=16, num_layers=1, num_heads=2, mlp_width=32)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def even_digits(questions, texts, **columns):
+    """A reward with contrast for a random model."""
+    return [sum(text.count(c) for c in "02468") / 4 for text in texts]
+
+
+def loop_settings(steps, lr=3e-3, **fields):
+    optim = OptimConfig(lr=lr, warmup_steps=1, final_lr_fraction=1.0, ema_decay=0.0)
+    sizes = {"batch_size": 3, "micro_batch_size": 3, "log_every": 1, "checkpoint_every": 2, **fields}
+    return LoopConfig(steps=steps, optim=optim, **sizes)
+
+
+def settings(folder=Path("unused"), steps=1, loop=None, train_main=False, **policy) -> dlr.Config:
+    fields = {"num_generations": 6, "num_decoded": 6, **policy}
+    return dlr.Config(
+        out_dir=folder / "dlr",
+        data=DataConfig(task=TASK, num_train=100),
+        model_dir=folder / "warm" / "final",
+        policy=dlr.PolicyConfig(**fields),
+        train_main=train_main,
+        projection_lr=1e-2,
+        loop=loop or loop_settings(steps),
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A main model on disk and an assistant after two steps of warm-up.
+
+    Large weights make the random main model listen: its greedy texts differ from one trajectory to another.
+    """
+    main_model = tiny_backbone()
+    with torch.no_grad():
+        for name, weight in main_model.named_parameters():
+            if "layers" in name and weight.ndim == 2:
+                weight.mul_(8)
+    main_model.save_pretrained(tmp_path / "main")
+    dlr_warmup.main(
+        dlr_warmup.Config(
+            out_dir=tmp_path / "warm",
+            data=DataConfig(task=TASK, num_train=100),
+            main=str(tmp_path / "main"),
+            backbone=SMALL,
+            assistant=ASSISTANT,
+            loop=loop_settings(2),
+        )
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def assistant(saved) -> LatentAssistant:
+    return LatentAssistant.from_pretrained(saved / "warm" / "final")
+
+
+def sampled(assistant, config) -> dlr.Rollout:
+    return dlr.sample_rollout(assistant, PROBLEMS, Rewards(RewardConfig(), TASK, [even_digits]), config, generator())
+
+
+def user_rewards(config: dlr.Config) -> dlr.Config:
+    """As for a run whose rewards are the user's, not {0, 1}."""
+    return replace(config, reward=RewardConfig(functions=("tests.train.test_dlr:even_digits",)))
+
+
+def logs(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- the objective ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assistant, level):
+    config = user_rewards(settings(gamma=0.0, beta=0.0, value_weight=0.0, log_prob_reduction="sum"))
+    config = replace(config, latent=SurrogateConfig(importance_sampling_level=level))
+    rollout = sampled(assistant, config)
+    assert rollout.advantages.abs().max() > 0.1
+    value, terms = dlr.loss(assistant, rollout, config)
+    assert float(terms["latent/ratio_max"]) == pytest.approx(1, abs=1e-4)
+    value.backward()
+    means, _ = dlr.replayed_means(assistant.policy, rollout)
+    log_probs = torch.distributions.Normal(means, 0.5).log_prob(rollout.latents.flatten(0, 1)).sum(-1).mean(1)
+    plain = -(rollout.advantages.flatten() * log_probs).mean()
+    (expected,) = torch.autograd.grad(plain, assistant.policy.mean_head.weight)
+    torch.testing.assert_close(assistant.policy.mean_head.weight.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_kl_is_that_of_monte_carlo(assistant):
+    a, b, std_a, std_b = torch.randn(4, 3), torch.randn(4, 3), torch.tensor(0.5), torch.tensor(0.8)
+    p, q = torch.distributions.Normal(a, std_a), torch.distributions.Normal(b, std_b)
+    x = p.sample((200_000,))
+    estimate = (p.log_prob(x) - q.log_prob(x)).sum((-2, -1)).mean()
+    assert float(gaussian_kl(a, std_a, b, std_b, "sum")) == pytest.approx(float(estimate), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["random", "value"])
+def test_a_filter_keeps_exactly_k_and_the_others_have_no_gradient(assistant, kind):
+    config = user_rewards(settings(filter=kind, num_decoded=2, gamma=0.0, beta=0.0))
+    rollout = sampled(assistant, config)
+    assert rollout.decoded.shape == (3, 2) == rollout.advantages.shape
+    assert (rollout.decoded[:, 1] > rollout.decoded[:, 0]).all()
+    assert rollout.texts.ids.shape[:3] == (3, 2, 1)
+
+    def gradient(rollout):
+        assistant.zero_grad()
+        dlr.loss(assistant, rollout, config)[0].backward()
+        return assistant.policy.mean_head.weight.grad.clone()
+
+    kept = torch.zeros(3, 6, dtype=torch.bool).scatter(1, rollout.decoded, True)
+    changed = rollout.latents.clone()
+    changed[~kept] += 1.0
+    before = gradient(rollout)
+    assert before.abs().max() > 0
+    torch.testing.assert_close(gradient(replace(rollout, latents=changed)), before, rtol=1e-4, atol=1e-6)
+    changed = rollout.latents.clone()
+    changed[kept] += 1.0
+    assert (gradient(replace(rollout, latents=changed)) - before).abs().max() > 1e-3
+
+
+def test_the_value_filter_takes_those_of_which_most_is_expected():
+    values = torch.tensor([[0.1, 0.9, 0.5, 0.7], [4.0, 1.0, 3.0, 2.0]])
+    assert dlr.choose("value", values, 2, generator()).tolist() == [[1, 3], [0, 2]]
+    assert dlr.choose("none", values, 4, generator()).tolist() == [[0, 1, 2, 3]] * 2
+    picks = [tuple(dlr.choose("random", values[:1], 2, generator(i))[0].tolist()) for i in range(60)]
+    assert len(set(picks)) == 6  # every pair
+
+
+def test_rewards_are_correctness_and_format_in_minus_one_and_one(assistant):
+    config = settings(format_weight=0.5)
+    texts = sampled(assistant, config).texts
+    verdicts = replace(texts, rewards=torch.tensor([1.0, 0.0]).repeat(9).view(3, 6, 1))
+    finished = torch.tensor([True, True, False]).repeat(6).view(3, 6, 1)
+    verdicts = replace(verdicts, finished=finished)
+    total = dlr.total_rewards(verdicts, [], config)
+    assert total.flatten()[:6].tolist() == [1.5, -0.5, 0.5, -0.5, 1.5, -1.5]
+    tags = settings(format_weight=0.5, format="tags")
+    words = ["<think>a</think> <answer>b</answer>", "<think>a</think>", "<answer>b</answer>"] * 6
+    total = dlr.total_rewards(verdicts, words, tags)
+    assert total.flatten()[:6].tolist() == [1.5, -1.5, 0.5, -0.5, 0.5, -1.5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_decoded": 3}, "filter none decodes all 6"),
+        ({"num_decoded": 1, "filter": "random"}, "2 <= num_decoded"),
+        ({"num_decoded": 7}, "2 <= num_decoded"),
+        ({"text_weight": 1.0}, "temperature > 0"),
+        ({"gamma": -1.0}, "must not be negative"),
+        ({"train_main": True}, "text_weight"),
+    ],
+)
+def test_contradictions_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        settings(**fields)
+
+
+# ---- the stages -----------------------------------------------------------------------------------------------------
+
+
+def alone(folder) -> list[str]:
+    """The main model's own greedy answers, without latents."""
+    main = load_main(str(folder))
+    return continue_text(main, open_question(main, [p.question for p in PROBLEMS]), 6)[0]
+
+
+def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):
+    before, answers = weights_hash(load_main(str(saved / "main"))), alone(saved / "main")
+    trained: list[LatentAssistant] = []
+    dlr_loss = dlr.loss
+
+    def watched(model, rollout, config, reference=None):
+        trained.append(model)
+        return dlr_loss(model, rollout, config, reference)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlr, "loss", watched)
+        final = dlr.main(settings(saved, steps=3), [even_digits])
+    model = trained[0]
+    assert all(p.grad is None and not p.requires_grad for p in model.main.parameters())
+    assert weights_hash(model.main) == before
+    assert alone(saved / "main") == answers
+    assert not (final / "main").exists()
+    stored = load_file(latest_checkpoint(saved / "dlr") / "optimizer.safetensors")
+    assert stored
+    assert not [name for name in stored if "main." in name]
+    changed = LatentAssistant.from_pretrained(final).state_dict()
+    start = assistant.state_dict()
+    for part in (
+        "policy.mean_head.weight",
+        "policy.backbone.lm.model.layers.0.mlp.up_proj.weight",
+        "value.mlp.0.weight",
+    ):
+        assert not torch.equal(changed[part], start[part]), part
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_iterations": 2, "filter": "random", "num_decoded": 4}], ids=str)
+def test_a_resumed_run_equals_the_uninterrupted_one(saved, fields, monkeypatch):
+    def run(out):
+        config = replace(settings(saved, 6, **fields), out_dir=saved / out)
+        return dlr.main(config, [even_digits])
+
+    whole = run("whole")
+    calls, sample = 0, dlr.sample_rollout
+
+    def killed(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return sample(*args)
+
+    monkeypatch.setattr(dlr, "sample_rollout", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.setattr(dlr, "sample_rollout", sample)
+    cut = run("cut")
+    a, b = (LatentAssistant.from_pretrained(path).state_dict() for path in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch(saved):
+    norms = []
+    for micro in (3, 1):
+        config = settings(saved, loop=loop_settings(1, micro_batch_size=micro))
+        dlr.main(replace(config, out_dir=saved / f"m{micro}"), [even_digits])
+        norms.append(logs(saved / f"m{micro}")[0]["optim/grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_dlr_raises_the_reward(saved):
+    fields = {"num_generations": 24, "num_decoded": 24, "gamma": 0.0}
+    config = user_rewards(settings(saved, loop=loop_settings(40, lr=1e-2, checkpoint_every=40), **fields))
+    dlr.main(config)
+    rewards = [entry["reward/mean"] for entry in logs(saved / "dlr")]
+    assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5]) > 0
+
+
+def test_the_contrastive_term_parts_the_trajectories(saved):
+    spreads = []
+    for gamma in (0.0, 3.0):
+        config = settings(saved, loop=loop_settings(15, lr=1e-2, checkpoint_every=15), gamma=gamma)
+        dlr.main(replace(config, out_dir=saved / f"gamma{gamma}"), [even_digits])
+        spreads.append(logs(saved / f"gamma{gamma}")[-1]["latent/spread"])
+    assert spreads[1] > 1.1 * spreads[0]
+
+
+def test_the_main_model_can_be_trained_too_and_is_saved_then(saved):
+    before = weights_hash(load_main(str(saved / "main")))
+    config = settings(saved, steps=2, text_weight=1.0, temperature=1.0, train_main=True)
+    final = dlr.main(config, [even_digits])
+    assert (final / "main").is_dir()
+    loaded = LatentAssistant.from_pretrained(final)
+    assert weights_hash(loaded.main) != before
+    assert weights_hash(load_main(str(saved / "main"))) == before
+
+
+def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assistant):
+    config = user_rewards(settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0))
+    rollout = sampled(assistant, config)
+    dlr.loss(assistant, rollout, config)[0].backward()
+    assert assistant.projection.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in assistant.main.parameters())
+
+
+def test_learning_rates_and_clipping_are_by_part(saved):
+    treatment = dlr.treatment(settings(saved))
+    assert treatment.lr_scale("policy.mean_head.weight") == 1
+    assert treatment.lr_scale("projection.weight") == pytest.approx(1e-2 / 3e-3)
+    assert treatment.is_clipped("projection.bias")
+    assert not treatment.is_clipped("policy.log_std")
+
+
+def test_warmup_makes_the_worked_solutions_likelier(saved):
+    config = dlr_warmup.Config(
+        out_dir=saved / "long",
+        data=DataConfig(task=TASK, num_train=3),
+        main=str(saved / "main"),
+        backbone=SMALL,
+        assistant=ASSISTANT,
+        loop=loop_settings(40, lr=1e-2),
+    )
+    dlr_warmup.main(config)
+    losses = [entry["loss/answer"] for entry in logs(saved / "long")]
+    assert losses[-1] < losses[0] - 0.03
