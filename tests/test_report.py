@@ -240,6 +240,21 @@ def test_runs_of_reinforcement_learning_share_their_plots(tmp_path):
     check(page)
 
 
+def test_accuracy_is_drawn_against_diversity_over_training(tmp_path):
+    run = write_run(tmp_path / "rl")
+    lines = [
+        json.dumps(
+            {"step": i, "reward/mean": 0.5, "rollout/pass@1": 0.3 + 0.01 * i, "rollout/distinct_correct": 3 - 0.1 * i}
+        )
+        for i in range(20)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = build_report([run], tmp_path / "r.html").read_text()
+    section = page.split("<section id='rl'>")[1].split("</section>")[0]
+    assert section.index("Accuracy against diversity") < section.index("mean reward")
+    assert "distinct correct answers of a group against pass@1 of the rollouts (%) in training" in section
+
+
 def test_sections_without_data_are_left_out(tmp_path):
     (tmp_path / "empty").mkdir()
     page = build_report([tmp_path / "empty"], tmp_path / "report.html").read_text()

@@ -244,6 +244,20 @@ def metric_curves(curves: Mapping[int, Sequence[tuple[int, float]]], name: str, 
         return to_svg(figure, plot_id, f"{name} against update")
 
 
+def metric_paths(paths: Mapping[int, Sequence[tuple[float, float]]], labels: tuple[str, str], plot_id: str) -> str:
+    """Runs moving in the plane of two metrics, smoothed, from their start (hollow) to their end (filled)."""
+    with mpl.rc_context(RC):
+        figure, axes = new_axes()
+        for index, points in paths.items():
+            x, y = (smoothed(list(enumerate(values)), windows=8)[2] for values in zip(*points, strict=True))
+            color = color_of(index)
+            axes.plot(x, y, linestyle_of(index), color=color)
+            axes.plot(x[0], y[0], "o", markersize=6, color=color, markerfacecolor="none")
+            axes.plot(x[-1], y[-1], "o", markersize=6, color=color)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        return to_svg(figure, plot_id, f"{labels[1]} against {labels[0]} in training")
+
+
 def pca_paths(pca: Pca, plot_id: str) -> str:
     """Latents of one question moving from noise (hollow) to data (filled), coloured by the verdict."""
     xy = np.array(pca.xy, dtype=float)  # (times, trajectories, 2)

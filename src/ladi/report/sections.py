@@ -150,6 +150,9 @@ RL_METRICS = {
     "latent/clip_fraction": "clip fraction, latents",
     "text/ratio_max": "largest ratio, texts",
     "latent/ratio_max": "largest ratio, latents",
+    "loss/contrastive": "contrastive loss",
+    "filter/value_correlation": "value head's correlation with the reward",
+    "main/tokens": "positions the main model processed",
     "optim/grad_norm": "gradient norm",
     "time/step_s": "seconds per update",
 }
@@ -166,11 +169,27 @@ def rl_section(runs: Sequence[Run]) -> Section | None:
             figures.append(figure(plots.metric_curves(curves, key, f"rl{number}"), html.escape(caption)))
     lead = (
         "Reward should rise while distinct answers hold: a collapse shows as falling entropy, spread or distinct "
-        "answers. If the variance between latents goes to 0, the latents no longer decide the answer."
+        "answers. If the variance between latents goes to 0, the latents no longer decide the answer. In the first "
+        "plot, a run that goes right without going down gains accuracy without losing diversity."
     )
     items = "".join(f"<li>{chip(i)}{html.escape(run.name)}</li>" for i, run in enumerate(shown))
-    body = f"<ul class='legend'>{items}</ul><div class='plots small'>{''.join(figures)}</div>"
+    body = f"<ul class='legend'>{items}</ul>{trade_off(shown)}<div class='plots small'>{''.join(figures)}</div>"
     return Section("rl", "Reinforcement learning", lead, body)
+
+
+def trade_off(runs: Sequence[Run]) -> str:
+    """Distinct correct answers against pass@1 of the rollouts over training; empty where a run logs neither."""
+    paths = {}
+    for i, run in enumerate(runs):
+        accuracy, distinct = (dict(run.metrics.get(key, [])) for key in ("rollout/pass@1", "rollout/distinct_correct"))
+        steps = sorted(accuracy.keys() & distinct.keys())
+        if steps:
+            paths[i] = [(100 * accuracy[step], distinct[step]) for step in steps]
+    if not paths:
+        return ""
+    labels = ("pass@1 of the rollouts (%)", "distinct correct answers of a group")
+    drawn = plots.metric_paths(paths, labels, "rlpath")
+    return f"<div class='plots'>{figure(drawn, 'Accuracy against diversity, start (hollow) to end')}</div>"
 
 
 def pca_section(runs: Sequence[Run]) -> Section | None:
