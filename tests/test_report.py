@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ladi.report import build_report, numbers_table, results_table, update_markdown
+from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown
 from ladi.report.data import read_evaluation, read_metrics, read_run
 from ladi.report.groups import main_evaluations, sweeps
 
@@ -371,6 +371,19 @@ def test_settings_have_a_column_where_they_differ(tmp_path):
     assert [cells_of(row)[column] for row in (first, second)] == ["5", "50"]
     token = write_run(tmp_path / "token", [evaluation(num_steps=0), evaluation(num_steps=5), evaluation(num_steps=50)])
     assert cells_of(results_table([token]).splitlines()[2])[column] == "-"
+
+
+def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):
+    runs = [evaluation(solved=s, seed=i) for i, s in enumerate((0.5, 0.6, 0.7))]
+    run_dir = write_run(tmp_path / "run", [*runs, evaluation("other", 0.4), evaluation("other", 0.8, num_steps=5)])
+    header, _, three, other, swept = seeds_table([run_dir]).splitlines()[:5]
+    cells = dict(zip(cells_of(header), cells_of(three), strict=True))
+    assert cells["seeds"] == "0, 1, 2"
+    assert cells["pass@1 (%)"] == "60.0 (50.0 to 70.0)"
+    assert cells["distinct"] == "3.40 (3.00 to 3.80)"
+    alone = [dict(zip(cells_of(header), cells_of(row), strict=True))["pass@1 (%)"] for row in (other, swept)]
+    assert alone == ["40.0", "80.0"]  # another sampler setting is another row
+    assert seeds_table([run_dir]).count("\n- ") == 5
 
 
 def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):

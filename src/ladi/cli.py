@@ -22,7 +22,7 @@ from ladi.models.assistant import LatentAssistant
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
-from ladi.report import build_report, numbers_table, results_table, update_markdown
+from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown
 from ladi.rundir import provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
@@ -170,6 +170,8 @@ class ReportArgs:
     title: str = "ladi report"
     markdown: str = ""
     """FILE#MARKER: also put the results table between that file's markers <!-- results:MARKER -->."""
+    over_seeds: bool = False
+    """In that table, one row for evaluations that differ in their seed alone."""
 
 
 def run_report(args: list[str]) -> None:
@@ -178,7 +180,8 @@ def run_report(args: list[str]) -> None:
     console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
     if chosen.markdown:
         path, _, marker = chosen.markdown.partition("#")
-        update_markdown(Path(path), marker, results_table(chosen.runs))
+        make_table = seeds_table if chosen.over_seeds else results_table
+        update_markdown(Path(path), marker, make_table(chosen.runs))
 
 
 def run_bench(args: list[str]) -> None:

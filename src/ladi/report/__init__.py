@@ -5,6 +5,6 @@ tables.py the Markdown.
 """
 
 from ladi.report.page import build_report
-from ladi.report.tables import numbers_table, results_table, update_markdown
+from ladi.report.tables import numbers_table, results_table, seeds_table, update_markdown
 
-__all__ = ["build_report", "numbers_table", "results_table", "update_markdown"]
+__all__ = ["build_report", "numbers_table", "results_table", "seeds_table", "update_markdown"]

@@ -59,20 +59,62 @@ def results_table(paths: Sequence[Path]) -> str:
     pass@k is in percent, `distinct` a mean count, each as `value [low, high]`. Sampler settings have a column where
     they differ between rows.
     """
-    evaluations = [
-        evaluation
-        for path in paths
-        for evaluation in ([read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations)
-    ]
+    evaluations = read_evaluations(paths)
     varied = [name for name in SETTINGS if len({setting(e, name) for e in evaluations} - {None}) > 1]
     ks = [k for k in PASS_KS if any(k in e.pass_at for e in evaluations)]
     titles = ["model", "split", "questions x samples", *(name.replace("num_", "").replace("_", " ") for name in varied)]
     titles += [*(f"pass@{k} (%)" for k in ks), "distinct"]
     rows = [titles, ["---"] * len(titles), *(result_row(e, varied, ks) for e in evaluations)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    sources = "\n".join(source_line(e) for e in evaluations)
+    return markdown(rows) + "\n\n" + sources(evaluations)
+
+
+def seeds_table(paths: Sequence[Path]) -> str:
+    """As `results_table`, but evaluations that differ in their seed alone share a row: `mean (lowest to highest)`."""
+    evaluations = read_evaluations(paths)
+    groups: dict[tuple[object, ...], list[Evaluation]] = {}
+    for e in evaluations:
+        key = (e.label, e.task, e.split, e.num_questions, e.num_samples, *(setting(e, name) for name in SETTINGS))
+        groups.setdefault(key, []).append(e)
+    ks = [k for k in PASS_KS if any(k in e.pass_at for e in evaluations)]
+    titles = ["model", "split", "questions x samples", "seeds", *(f"pass@{k} (%)" for k in ks), "distinct"]
+    rows = [titles, ["---"] * len(titles)]
+    for members in groups.values():
+        first = members[0]
+        row = [cell(first.label), cell(f"{first.task} {first.split}"), f"{first.num_questions} x {first.num_samples}"]
+        row.append(", ".join(plain(e.seed) for e in members))
+        row += [spread([e.pass_at.get(k) for e in members], 100.0, 1) for k in ks]
+        rows.append([*row, spread([e.distinct_valid for e in members], 1.0, 2)])
+    return markdown(rows) + "\n\n" + sources(evaluations)
+
+
+def spread(estimates: Sequence[Estimate | None], scale: float, digits: int) -> str:
+    """Values of several seeds as `57.4 (56.1 to 58.8)`; `-` where one is missing."""
+    values = [scale * estimate.value for estimate in estimates if estimate is not None]
+    if len(values) < len(estimates):
+        return "-"
+    mean, low, high = (f"{x:.{digits}f}" for x in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
+    """Those of run folders and eval/*.json files, in order."""
+    return [
+        evaluation
+        for path in paths
+        for evaluation in ([read_evaluation(path)] if path.is_file() else read_run(path, path.name).evaluations)
+    ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first two being titles and rules, as a GitHub table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def sources(evaluations: Sequence[Evaluation]) -> str:
+    """What made each row, folded away."""
+    lines = "\n".join(source_line(e) for e in evaluations)
     summary = "<summary>Command, seed, commit and machine of each row</summary>"
-    return f"{table}\n\n<details>{summary}\n\n{sources}\n\n</details>"
+    return f"<details>{summary}\n\n{lines}\n\n</details>"
 
 
 def result_row(evaluation: Evaluation, varied: Sequence[str], ks: Sequence[int]) -> list[str]:
@@ -106,8 +148,7 @@ def numbers_table(result: Mapping[str, Any], source: Mapping[str, str]) -> str:
     for key, row in nested.items():
         rows.append([cell(key.replace("_", " ")), *(f"{row[name]:,.3g}" if row[name] < 1000 else f"{row[name]:,.0f}"
                                                     for name in names)])  # fmt: skip
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n{code(source['command'])}, commit {code(source['commit'])}, {cell(source['machine'])}"
+    return f"{markdown(rows)}\n\n{code(source['command'])}, commit {code(source['commit'])}, {cell(source['machine'])}"
 
 
 def update_markdown(path: Path, marker: str, table: str) -> None:
