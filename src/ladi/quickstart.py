@@ -29,6 +29,8 @@ from ladi.train.presets import PRESETS, Pipeline
 
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
 RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9}
+ENCODING_COST = 0.4
+"""Seconds of encoding the blocks of a batch for the reasoner, beside a step of `sft`."""
 AR, LADIR, GRPO, LADI_RL = "AR SFT", "LaDiR", "AR SFT + token GRPO", "LaDiR + LaDi-RL"
 WINDOW = 10
 """Updates whose mean the live table shows as `now`; the first as many are `start`."""
@@ -206,6 +208,8 @@ def train_all(pipeline: Pipeline, console: Console) -> None:
     stages = {"sft": sft, "vae": vae, "reasoner": reasoner}
     step_s = time_sft_step(pipeline)
     seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in stages}
+    batches = pipeline.reasoner.data.num_train / pipeline.sft.loop.batch_size
+    seconds["encoding"] = ENCODING_COST * step_s * batches
     parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
     console.print(f"Training from scratch takes about {sum(seconds.values()) / 60:.0f} minutes here ({parts}).")
     for name, stage in stages.items():
@@ -221,18 +225,20 @@ def time_sft_step(pipeline: Pipeline) -> float:
     from ladi.inference.text import alphabet, sft_target
     from ladi.models.backbone import Backbone
     from ladi.train.data import tokenize_pairs
+    from ladi.train.loop import ALIKE, make_optimizers
 
     config = pipeline.sft
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     problems = config.data.problems(0, config.loop.batch_size, 0, config.loop.batch_size)
     targets = [sft_target(p, config.data.task) for p in problems]
     batch = tokenize_pairs(backbone, [p.question for p in problems], targets)
-    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-6)
+    optimizers = make_optimizers(dict(backbone.named_parameters()), config.loop.optim, ALIKE)
     times = []
     for _ in range(6):
         start = time.perf_counter()
         sft.loss(backbone, batch, torch.Generator())[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
