@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main rows of Countdown-3 with two more seeds (of initial weights, noise, rollouts and evaluation), on the same VAE.
-# An hour and three quarters on two cores; every command resumes.
+# An hour and a quarter on two cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/results/cd3_seeds}
@@ -30,3 +30,4 @@ for s in 0 1 2; do
   $EVAL --sample.num-steps 10 --model-dir $ladir --label "LaDiR" --json $OUT/eval/3_ladir_$s.json
   $EVAL --sample.num-steps 10 --model-dir $rl --label "LaDiR + LaDi-RL" --json $OUT/eval/4_rl_$s.json
 done
+ladi report $OUT --out $OUT/report.html --title "Countdown-3, three seeds" --markdown docs/results.md#cd3_seeds --over-seeds
