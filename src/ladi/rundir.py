@@ -68,14 +68,23 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} ({old} before, {new} now)"]
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def open_run(out_dir: Path, config: Any) -> Path:
     """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`.
+
+    Of several processes (torchrun, accelerate launch) the first does it for all.
 
     Raises:
         ValueError: if the folder belongs to a run with another configuration.
         OSError: if the folder cannot be written.
     """
     out_dir = Path(out_dir)
+    if not is_first_process():
+        return out_dir
     wanted = to_json(asdict(config))
     wanted.pop("out_dir", None)
     try:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ladi.inference.evaluate import EvalConfig, by_latent, evaluate
+from ladi.inference import evaluate as evaluation
+from ladi.inference.evaluate import EvalConfig, by_latent, evaluate, judge
 from ladi.models.generation import SampleConfig
 from ladi.tasks.base import Verdict
 from ladi.tasks.countdown import Countdown
@@ -50,6 +51,24 @@ def test_texts_of_a_latent_stand_together(reasoner):
     assert apart["pass@k by latent"] is None
     assert 1 < apart["latent_diversity"]["vendi"]["value"] < 6
     assert apart["latent_diversity"]["distance"]["value"] > 0
+
+
+def test_results_do_not_depend_on_how_many_questions_are_sampled_at_once(reasoner, monkeypatch):
+    """Each question has its own random numbers."""
+    seen = []
+
+    def watched(task, problems, texts, whole):
+        seen.append([text for row in texts for text in row])
+        return judge(task, problems, texts, whole)
+
+    monkeypatch.setattr(evaluation, "judge", watched)
+    for model in (reasoner, reasoner.backbone):
+        for rows in (6, 1000):
+            sample = SampleConfig(num_steps=3, noise_level=0.7, temperature=1.0)
+            evaluate(settings(sample=sample, rows_at_once=rows), model)
+    assert [*seen[0], *seen[1], *seen[2]] == seen[3]
+    assert [*seen[4], *seen[5], *seen[6]] == seen[7]
+    assert len(set(seen[3] + seen[7])) > 20
 
 
 @pytest.mark.parametrize(

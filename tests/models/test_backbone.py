@@ -47,9 +47,14 @@ def test_padding_does_not_change_the_text(backbone):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3)
-    drawn = sample_tokens(logits, 2.0, torch.Generator().manual_seed(0))
+    drawn = sample_tokens(logits, 2.0, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     shares = torch.bincount(drawn, minlength=3) / len(drawn)
     torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), rtol=0, atol=0.015)
+
+
+def test_a_token_of_probability_0_is_never_drawn():
+    logits = torch.tensor([[-float("inf"), 0.0, -float("inf"), 0.0, -float("inf")]]).expand(3, 5)
+    assert sample_tokens(logits, 1.0, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [1, 3, 3]
 
 
 def test_characters_survive_the_round_trip():

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from ladi.arrays import Float, Tensor
+from ladi.draws import Source, normal
 from ladi.flow.path import Time, broadcast_time, noise_from_velocity
 
 Velocity = Callable[[Float[Tensor, "*batch N D"], Float[Tensor, "*batch"]], Float[Tensor, "*batch N D"]]
@@ -141,7 +142,7 @@ def integrate_sde(
     x: Float[Tensor, "*batch N D"],
     times: Float[Tensor, " num_times"],
     noise_level: float,
-    generator: torch.Generator,
+    generator: Source,
     push: Push | None = None,
     window: tuple[int, int] | None = None,
 ) -> SdePath:
@@ -168,8 +169,7 @@ def integrate_sde(
         stds.append(std)
         states.append(mean)
         if level:
-            noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
-            states[-1] = mean + std * noise
+            states[-1] = mean + std * normal(x.shape, generator).to(x.device)
     return SdePath(
         states=torch.stack(states),
         means=torch.stack(means),

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 
+from ladi.draws import Streams, normal
 from ladi.inference.models import Drawn, Model, draw, load_model, read, sample_ar, vae_texts
 from ladi.inference.text import judged_text
 from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone
-from ladi.models.generation import SampleConfig
+from ladi.models.generation import LATENTS, TEXTS, SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import provenance
 from ladi.tasks import TaskConfig, verify_all
@@ -88,9 +89,9 @@ def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]
         yield problems[first : first + size]
 
 
-def chunk_generator(config: EvalConfig, first: int) -> torch.Generator:
-    """Randomness of one chunk, from the seed and the chunk's first question."""
-    return torch.Generator().manual_seed(config.seed * 1_000_003 + first)
+def streams(config: EvalConfig, first: int, count: int) -> Streams:
+    """Randomness of `count` questions from number `first` on, the same whatever the chunk they are in."""
+    return Streams.of(config.seed, range(first, first + count))
 
 
 def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]], whole: bool) -> list[list[Verdict]]:
@@ -111,15 +112,16 @@ def run_samples(
     texts, verdicts, processed, main_cost = [], [], 0, MainCost()
     vendi, distance = [], []
     for chunk in chunks(problems, max(1, config.rows_at_once // config.num_samples)):
-        generator = chunk_generator(config, len(texts))
+        source = streams(config, len(texts), len(chunk))
+        of_texts = source.child(TEXTS)
         questions = [p.question for p in chunk]
         if isinstance(model, Backbone):
             new, tokens = sample_ar(
-                model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, generator
+                model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, of_texts
             )
         else:
             num_latents = config.num_samples // config.texts_per_latent
-            drawn = draw(model, questions, num_latents, config.sample, generator)
+            drawn = draw(model, questions, num_latents, config.sample, source.child(LATENTS))
             tokens = drawn.tokens_processed
             if num_latents > 1:
                 first = drawn.latents[:, :, 0]
@@ -129,7 +131,7 @@ def run_samples(
                 new = vae_texts(model, drawn.latents, drawn.num_blocks, config.task.step_separator)
             else:
                 new, used, cost = read(
-                    model, questions, drawn, config.sample.temperature, generator, config.texts_per_latent
+                    model, questions, drawn, config.sample.temperature, of_texts, config.texts_per_latent
                 )
                 tokens, main_cost = tokens + used, main_cost + cost
         texts += new
@@ -153,12 +155,12 @@ def latent_use(
     size = max(2, config.rows_at_once // per_question)
     for first in range(0, len(problems), size):
         chunk = problems[first : first + size]
-        generator = chunk_generator(config, first)
+        source = streams(config, first, len(chunk))
         questions = [p.question for p in chunk]
-        drawn = draw(model, questions, per_question, config.sample, generator)
+        drawn = draw(model, questions, per_question, config.sample, source.child(LATENTS))
         latents, num_blocks = drawn.latents, drawn.num_blocks
         scale = 1.0 if isinstance(model, LatentReasoner) else float(latents.std())
-        noise = scale * torch.randn(latents.shape, generator=generator).to(latents.device)
+        noise = scale * normal(latents.shape, source).to(latents.device)
         forms = {
             "intact": drawn,
             "zeroed": Drawn(torch.zeros_like(latents), num_blocks, 0),
@@ -166,7 +168,7 @@ def latent_use(
             "noise": Drawn(noise, num_blocks, 0),
         }
         for name, altered in forms.items():
-            texts, _, _ = read(model, questions, altered, config.sample.temperature, generator)
+            texts, _, _ = read(model, questions, altered, config.sample.temperature, source.child(TEXTS))
             for row in judge(config.task, chunk, texts, whole=not isinstance(model, LatentReasoner)):
                 shares[name].append(sum(v.correct for v in row) / len(row))
     return {name: interval(values) for name, values in shares.items()}

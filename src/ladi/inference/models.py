@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ladi.arrays import Float, Int, Tensor
+from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_text, expand, open_question
@@ -41,7 +42,7 @@ def sample_ar(
     num_samples: int,
     max_new_tokens: int,
     temperature: float,
-    generator: torch.Generator,
+    generator: Source,
 ) -> tuple[list[list[str]], int]:
     """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
     prefix = open_question(backbone, questions)
@@ -74,7 +75,7 @@ def draw(
     questions: Sequence[str],
     num_latents: int,
     config: SampleConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> Drawn:
     """Trajectories of each question; an assistant takes `initial_noise` as the scale of its policy's noise."""
     if isinstance(model, LatentReasoner):
@@ -91,7 +92,7 @@ def read(
     questions: Sequence[str],
     drawn: Drawn,
     temperature: float,
-    generator: torch.Generator,
+    generator: Source,
     texts_per_latent: int = 1,
 ) -> tuple[list[list[str]], int, MainCost]:
     """Texts that the latents lead to, grouped by question; tokens processed; and the main model's part of them."""

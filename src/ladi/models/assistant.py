@@ -20,6 +20,7 @@ from torch import nn
 
 from ladi.arrays import Float, Int, Tensor
 from ladi.bundled import resolve
+from ladi.draws import Source, Streams, normal
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, select_rows
 from ladi.models.vae import load_heads, read_config
@@ -192,7 +193,7 @@ class LatentAssistant(nn.Module):
         latents: Float[Tensor, "B R T D"],
         rows: Int[Tensor, " S"] | None = None,
         temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: Source | None = None,
         texts_per_latent: int = 1,
     ) -> tuple[Continuation, MainCost]:
         """Texts of the main model after each trajectory (or those named in `rows`), and what they cost."""
@@ -203,12 +204,12 @@ class LatentAssistant(nn.Module):
 
     @torch.no_grad()
     def think(
-        self, questions: Sequence[str], num_trajectories: int, generator: torch.Generator, noise_scale: float = 1.0
+        self, questions: Sequence[str], num_trajectories: int, generator: Source, noise_scale: float = 1.0
     ) -> Float[Tensor, "B R T D"]:
         """`num_trajectories` trajectories of each question; `noise_scale` multiplies the policy's noise, 0: means."""
         config = self.config
         shape = (len(questions), num_trajectories, config.num_latents, config.latent_width)
-        noise = torch.randn(shape, generator=generator).to(self.main.device) * noise_scale
+        noise = normal(shape, generator).to(self.main.device) * noise_scale
         prefix = expand(self.policy.open(questions), num_trajectories)
         return self.policy.sample(prefix, noise.flatten(0, 1)).view(shape)
 
@@ -222,7 +223,7 @@ class LatentAssistant(nn.Module):
         seed: int = 0,
     ) -> AssistantGeneration:
         """Texts and latents: `num_latents` independent trajectories per question, one text each."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = Streams.of(seed, range(len(questions)))
         latents = self.think(questions, num_latents, generator, noise_scale)
         out, cost = self.decode(questions, latents, temperature=temperature, generator=generator)
         texts = self.main.detokenize(out.ids)

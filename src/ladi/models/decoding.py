@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.draws import Source, uniform
 from ladi.models.backbone import Backbone, KeyValues, expand_rows
 from ladi.models.mask import append_mask
 
@@ -45,14 +46,15 @@ def open_question(backbone: Backbone, questions: Sequence[str]) -> Prefix:
     return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
 
-def sample_tokens(
-    logits: Float[Tensor, "B V"], temperature: float, generator: torch.Generator | None
-) -> Int[Tensor, " B"]:
-    """One token per row: the most likely one at temperature 0, else drawn from softmax(logits / temperature)."""
+def sample_tokens(logits: Float[Tensor, "B V"], temperature: float, u: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:
+    """One token per row: the most likely one at temperature 0, else where the distribution function of
+    softmax(logits / temperature) passes `u` in [0, 1), uniform and independent.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = (logits.float() / temperature).softmax(-1)
-    return torch.multinomial(probs, 1, generator=generator).squeeze(1)
+    assert u is not None, "a temperature above 0 needs randomness"
+    reached = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    return torch.searchsorted(reached, u.double()[:, None] * reached[:, -1:], right=True).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def continue_ids(
     prefix: Prefix,
     max_new_tokens: int,
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
 ) -> Continuation:
     """Tokens decoded after `prefix` until `<eos>` or `max_new_tokens`.
 
@@ -80,9 +82,13 @@ def continue_ids(
     batch = len(prefix.valid)
     ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
     rows, processed = torch.arange(batch, device=prefix.valid.device), 0
+    u = None
+    if temperature > 0:
+        assert generator is not None, "a temperature above 0 needs randomness"
+        u = uniform((batch, max_new_tokens), generator).to(ids.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
-        token = sample_tokens(backbone.logits(prefix.hidden), temperature, generator)
+        token = sample_tokens(backbone.logits(prefix.hidden), temperature, None if u is None else u[rows, i])
         ids[rows[alive], i] = token[alive]
         alive = alive & (token != backbone.eos)
         if not bool(alive.any()) or i + 1 == max_new_tokens:
@@ -111,7 +117,7 @@ def continue_text(
     prefix: Prefix,
     max_new_tokens: int,
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
 ) -> tuple[list[str], int]:
     """As `continue_ids`, but the texts, and the number of tokens the model processed."""
     out = continue_ids(backbone, prefix, max_new_tokens, temperature, generator)

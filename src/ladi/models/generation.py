@@ -11,10 +11,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.draws import Source, child, normal
 from ladi.flow.guidance import repulsion_push, with_guidance
 from ladi.flow.solver import SdePath, integrate_sde
 from ladi.flow.times import sampling_grid
 from ladi.models.decoding import Prefix, continue_text, expand
+
+LATENTS, TEXTS = 1, 2
+"""Purposes of random numbers: a trajectory may take more blocks, and numbers, in one batch than in another."""
 
 
 @runtime_checkable
@@ -113,7 +117,7 @@ def denoise(
     null_prefix: Prefix | None,
     shape: tuple[int, int],
     config: SampleConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> SdePath:
     """The path of one block of `shape` = (B, R) trajectories along the grid, noise first.
 
@@ -136,7 +140,7 @@ def denoise(
         velocity = with_guidance(velocity, conditioned_on(null_prefix), config.guidance_scale)
     push = repulsion_push(config.guidance, config.bandwidth) if config.guidance else None
     block = (batch, num_latents, reasoner.config.num_latents, reasoner.config.latent_width)
-    x = config.initial_noise * torch.randn(block, generator=generator).to(prefix.valid.device)
+    x = config.initial_noise * normal(block, generator).to(prefix.valid.device)
     return integrate_sde(velocity, x, config.times(), config.noise_level, generator, push, config.sde_window)
 
 
@@ -146,7 +150,7 @@ def generate_latents(
     questions: Sequence[str],
     num_latents: int,
     config: SampleConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> LatentPaths:
     """Trajectories of all blocks: `num_latents` for each question."""
     batch = len(questions)
@@ -212,7 +216,7 @@ def answer(
     latents: Float[Tensor, "B R K N D"],
     num_blocks: Int[Tensor, "B R"],
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Source | None = None,
     texts_per_latent: int = 1,
 ) -> tuple[list[list[str]], int]:
     """Texts that the LM head writes given each question and its finished blocks, and tokens processed.
@@ -231,10 +235,11 @@ def generate(
     questions: Sequence[str],
     num_latents: int,
     config: SampleConfig,
-    generator: torch.Generator,
+    generator: Source,
 ) -> Generation:
     """Draw `num_latents` trajectories for each question and read one text from each."""
-    paths = generate_latents(reasoner, questions, num_latents, config, generator)
-    texts, read = answer(reasoner, questions, paths.latents, paths.num_blocks, config.temperature, generator)
+    paths = generate_latents(reasoner, questions, num_latents, config, child(generator, LATENTS))
+    of_texts = child(generator, TEXTS)
+    texts, read = answer(reasoner, questions, paths.latents, paths.num_blocks, config.temperature, of_texts)
     processed = paths.tokens_processed + read
     return Generation(texts, paths.latents, paths.num_blocks, paths.states, paths.times, processed)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.draws import Streams
 from ladi.models.backbone import Backbone, KeyValues
 from ladi.models.decoding import Prefix, append
 from ladi.models.generation import Generation, SampleConfig, generate
@@ -276,7 +277,7 @@ class LatentReasoner(nn.Module):
         `guidance` is the strength of the repulsion between them; `settings` are the other fields of `SampleConfig`.
         """
         config = SampleConfig(num_steps=num_steps, guidance=guidance, temperature=temperature, **settings)
-        return generate(self, questions, num_latents, config, torch.Generator().manual_seed(seed))
+        return generate(self, questions, num_latents, config, Streams.of(seed, range(len(questions))))
 
     # ---- files -----------------------------------------------------------------------------------------------
 

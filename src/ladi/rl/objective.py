@@ -6,6 +6,7 @@ The names are those of TRL's GRPOTrainer, whose loss this equals for texts.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +56,26 @@ class Normaliser:
     max_length: int
 
 
-def group_advantages(rewards: Float[Tensor, "P G"], scale: RewardScale, clamp: float = 5.0) -> Float[Tensor, "P G"]:
+Total = Callable[[Tensor], Tensor]
+"""The sum of a tensor over the processes that share a batch."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The sum over one process."""
+    return x
+
+
+def batch_std(rewards: Float[Tensor, "P G"], total: Total) -> Float[Tensor, ""]:
+    """The unbiased standard deviation of all rewards of the batch, those of other processes included."""
+    values = rewards.double()
+    sums = total(torch.stack([torch.ones_like(values).sum(), values.sum(), values.square().sum()]))
+    count, mean = sums[0], sums[1] / sums[0]
+    return ((sums[2] - count * mean.square()).clamp(min=0) / (count - 1)).sqrt().float()
+
+
+def group_advantages(
+    rewards: Float[Tensor, "P G"], scale: RewardScale, clamp: float = 5.0, total: Total = alone
+) -> Float[Tensor, "P G"]:
     """Reward minus its group's mean, divided by a standard deviation: the group's, the batch's, or none.
 
     Standard deviations are unbiased, as in TRL. A group whose rewards are all equal gets exactly 0.
@@ -64,7 +84,7 @@ def group_advantages(rewards: Float[Tensor, "P G"], scale: RewardScale, clamp: f
     if scale == "group":
         centred = centred / (rewards.std(1, keepdim=True) + EPS)
     elif scale == "batch":
-        centred = centred / (rewards.std() + EPS)
+        centred = centred / (batch_std(rewards, total) + EPS)
     elif scale != "none":
         raise ValueError(f"unknown scale_rewards {scale!r}; use group, batch or none")
     spread = rewards.amax(1, keepdim=True) > rewards.amin(1, keepdim=True)
@@ -72,7 +92,11 @@ def group_advantages(rewards: Float[Tensor, "P G"], scale: RewardScale, clamp: f
 
 
 def text_advantages(
-    rewards: Float[Tensor, "P R M"], kind: Literal["within_latent", "pooled"], scale: RewardScale, clamp: float = 5.0
+    rewards: Float[Tensor, "P R M"],
+    kind: Literal["within_latent", "pooled"],
+    scale: RewardScale,
+    clamp: float = 5.0,
+    total: Total = alone,
 ) -> Float[Tensor, "P R M"]:
     """Advantages of M texts per latent: against the texts of the same latent, or against all of the question's.
 
@@ -82,9 +106,9 @@ def text_advantages(
     if kind == "within_latent":
         if rewards.shape[2] == 1:
             return torch.zeros_like(rewards)
-        return group_advantages(rewards.flatten(0, 1), scale, clamp).view_as(rewards)
+        return group_advantages(rewards.flatten(0, 1), scale, clamp, total).view_as(rewards)
     if kind == "pooled":
-        return group_advantages(rewards.flatten(1), scale, clamp).view_as(rewards)
+        return group_advantages(rewards.flatten(1), scale, clamp, total).view_as(rewards)
     raise ValueError(f"unknown text_advantage {kind!r}; use within_latent or pooled")
 
 

@@ -20,7 +20,7 @@ from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
-from ladi.rundir import folder_fingerprint
+from ladi.rundir import folder_fingerprint, is_first_process
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, overlap
 
@@ -49,7 +49,11 @@ class DataConfig:
         train = [self.task.problem("train", i).question for i in range(self.num_train)]
         for split in self.task.splits[1:]:
             held_out = [self.task.problem(split, i).question for i in range(self.task.num_problems(split) or 0)]
-            print(f"{overlap(train, held_out)} of {len(held_out)} {split} questions also occur in training", flush=True)
+            if is_first_process():
+                print(
+                    f"{overlap(train, held_out)} of {len(held_out)} {split} questions also occur in training",
+                    flush=True,
+                )
 
     def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of the batch of one step."""

@@ -20,15 +20,19 @@ import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.bundled import resolve
+from ladi.draws import Source, child, normal, uniform
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.assistant import LatentAssistant, LatentPolicy, MainCost
 from ladi.models.decoding import expand
+from ladi.models.generation import LATENTS, TEXTS
 from ladi.rl.contrastive import Similarity, contrastive_loss
 from ladi.rl.objective import (
     Normaliser,
     RewardScale,
     SurrogateConfig,
+    Total,
+    alone,
     group_advantages,
     reward_statistics,
     surrogate,
@@ -41,6 +45,9 @@ from ladi.train.policy import Texts, optimise, score, text_log_probs, text_stati
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 Filter = Literal["none", "random", "value"]
+
+FILTER = 3
+"""Purpose of random numbers, beside LATENTS and TEXTS."""
 
 TAGS = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 
@@ -178,12 +185,12 @@ class Rollout:
 # ---- generate, filter, decode, reward ---------------------------------------------------------------------------
 
 
-def choose(kind: Filter, values: Float[Tensor, "P G"], num_decoded: int, generator: torch.Generator) -> Tensor:
+def choose(kind: Filter, values: Float[Tensor, "P G"], num_decoded: int, source: Source) -> Tensor:
     """Indices (P, K), rising, of the trajectories to decode."""
     num_questions, num_generations = values.shape
     if kind == "none":
         return torch.arange(num_generations, device=values.device).expand(num_questions, -1)
-    keys = torch.rand(values.shape, generator=generator).to(values.device) if kind == "random" else values
+    keys = uniform(values.shape, source).to(values.device) if kind == "random" else values
     return keys.topk(num_decoded, dim=1).indices.sort(dim=1).values
 
 
@@ -215,22 +222,23 @@ def sample_rollout(
     problems: Sequence[Problem],
     rewards: Rewards,
     config: Config,
-    generator: torch.Generator,
+    source: Source,
+    total: Total = alone,
 ) -> Rollout:
     """Draw G trajectories for each problem, decode and judge K of them, by the present weights."""
     policy, shape = config.policy, assistant.config
     questions = [problem.question for problem in problems]
     size = (len(problems), policy.num_generations, shape.num_latents, shape.latent_width)
-    noise = torch.randn(size, generator=generator).to(assistant.main.device)
+    noise = normal(size, child(source, LATENTS)).to(assistant.main.device)
     prefix = expand(assistant.policy.open(questions), policy.num_generations)
     latents = assistant.policy.sample(prefix, noise.flatten(0, 1)).view(size)
     values = assistant.value(prefix.hidden, latents.flatten(0, 1)).view(size[:2])
-    decoded = choose(policy.filter, values, policy.num_decoded, generator)
+    decoded = choose(policy.filter, values, policy.num_decoded, child(source, FILTER))
     first = torch.arange(len(problems), device=decoded.device)[:, None] * policy.num_generations
     rows = (first + decoded).flatten()
-    sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, generator)
+    sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, child(source, TEXTS))
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
-    total = total_rewards(texts, assistant.main.detokenize(sampled.ids), config)
+    judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), config)
     old_text = None
     if policy.text_weight and policy.num_iterations > 1:
         main_prefix, _ = assistant.main_prefix(questions, latents, rows)
@@ -243,17 +251,17 @@ def sample_rollout(
         old_means=latents - assistant.policy.std * noise,
         old_std=assistant.policy.std.clone(),
         decoded=decoded,
-        texts=Texts(texts.ids, texts.valid, texts.finished, total, texts.solution),
+        texts=Texts(texts.ids, texts.valid, texts.finished, judged, texts.solution),
         old_text_log_probs=old_text,
-        advantages=group_advantages(total.squeeze(2), policy.scale_rewards, policy.advantage_clamp),
-        num_tokens=int(sampled.valid.sum()),
-        num_questions=len(problems),
+        advantages=group_advantages(judged.squeeze(2), policy.scale_rewards, policy.advantage_clamp, total),
+        num_tokens=int(total(sampled.valid.sum())),
+        num_questions=int(total(torch.tensor(len(problems), device=latents.device))),
         metrics={
-            **reward_statistics(total),
+            **reward_statistics(judged),
             **text_statistics(texts),
             **latent_statistics(latents, assistant.policy.std),
-            **cost_statistics(cost, decoded, policy.num_generations),
-            "filter/value_correlation": correlation(values.gather(1, decoded), total.squeeze(2)),
+            **cost_statistics(cost, decoded, policy.num_generations, total),
+            "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
         },
     )
 
@@ -265,11 +273,14 @@ def latent_statistics(latents: Float[Tensor, "P G T D"], std: Float[Tensor, ""])
     return {"latent/spread": spread, "latent/transition_entropy": entropy, "latent/std": std.clone()}
 
 
-def cost_statistics(cost: MainCost, decoded: Int[Tensor, "P K"], num_generations: int) -> dict[str, Tensor]:
+def cost_statistics(
+    cost: MainCost, decoded: Int[Tensor, "P K"], num_generations: int, total: Total
+) -> dict[str, Tensor]:
     """The main model's rows times passes and positions of a rollout, and its share of decoding all trajectories."""
+    forwards, tokens = total(torch.tensor([cost.forwards, cost.tokens], device=decoded.device))
     return {
-        "main/forwards": torch.tensor(float(cost.forwards)),
-        "main/tokens": torch.tensor(float(cost.tokens)),
+        "main/forwards": forwards,
+        "main/tokens": tokens,
         "main/decoded_share": torch.tensor(decoded.shape[1] / num_generations),
     }
 
@@ -395,11 +406,10 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         config,
         run_dir,
         assistant,
-        lambda problems, generator: sample_rollout(assistant, problems, rewards, config, generator),
+        lambda problems, source, total: sample_rollout(assistant, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="dlr",
         on_log=on_log,
         treatment=treatment(config),
     )
-    assistant.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(assistant, run_dir)

@@ -93,5 +93,4 @@ def main(config: Config) -> Path:
         lambda model, batch, generator: loss(model, batch, generator, config.noise),
         label="dlr-warmup",
     )
-    assistant.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(assistant, run_dir)

@@ -9,12 +9,15 @@ import torch
 
 from ladi.arrays import Float, Tensor
 from ladi.bundled import resolve
+from ladi.draws import Source
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_ids, expand, open_question
 from ladi.rl.objective import (
     Normaliser,
     RewardScale,
     SurrogateConfig,
+    Total,
+    alone,
     group_advantages,
     reward_statistics,
     surrogate,
@@ -95,14 +98,19 @@ class Rollout:
 
 
 def sample_rollout(
-    backbone: Backbone, problems: Sequence[Problem], rewards: Rewards, config: Config, generator: torch.Generator
+    backbone: Backbone,
+    problems: Sequence[Problem],
+    rewards: Rewards,
+    config: Config,
+    source: Source,
+    total: Total = alone,
 ) -> Rollout:
     """Draw and judge a group of texts for each problem, by the present weights."""
     policy = config.policy
     questions = [problem.question for problem in problems]
     with torch.no_grad():
         prefix = expand(open_question(backbone, questions), policy.num_generations)
-        sampled = continue_ids(backbone, prefix, policy.max_completion_length, policy.temperature, generator)
+        sampled = continue_ids(backbone, prefix, policy.max_completion_length, policy.temperature, source)
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
         old = None
         if policy.num_iterations > 1:
@@ -113,9 +121,9 @@ def sample_rollout(
         questions=questions,
         texts=texts,
         old_log_probs=old,
-        advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp),
-        num_tokens=int(counted.sum()),
-        num_questions=len(problems),
+        advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp, total),
+        num_tokens=int(total(counted.sum())),
+        num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
         metrics={**reward_statistics(texts.rewards), **text_statistics(texts)},
     )
 
@@ -174,10 +182,9 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         config,
         run_dir,
         backbone,
-        lambda problems, generator: sample_rollout(backbone, problems, rewards, config, generator),
+        lambda problems, source, total: sample_rollout(backbone, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="grpo",
         on_log=on_log,
     )
-    backbone.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(backbone, run_dir)

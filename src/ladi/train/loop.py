@@ -7,21 +7,22 @@ resumed run equals the uninterrupted one and no generator state need be saved.
 
 import json
 import math
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -104,6 +105,36 @@ class LoopConfig:
                 raise ValueError(f"unknown tracker {name!r}; use tensorboard, wandb or trackio")
             if find_spec(name) is None:
                 raise ValueError(f"tracker {name!r} is not installed; pip install {name}, or leave it out")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a step's batch, examples [first, stop)."""
+
+    first: int
+    stop: int
+    total: Callable[[Tensor], Tensor]
+    """Sums a tensor over all processes."""
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Runs its block in the main process, then in the others: for files that one writes and all read."""
+    with PartialState().main_process_first():
+        yield
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes."""
+    return PartialState().is_main_process
+
+
+def save_final(model: Any, run_dir: Path) -> Path:
+    """Write the finished model to `final/`, once whatever the number of processes; returns the folder."""
+    if is_main_process():
+        model.save_pretrained(run_dir / "final")
+    PartialState().wait_for_everyone()
+    return run_dir / "final"
 
 
 def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
@@ -306,7 +337,7 @@ def run(
     loss: Loss,
     *,
     label: str,
-    prepare: Callable[[int, int, int], None] | None = None,
+    prepare: Callable[[int, Share], None] | None = None,
     unit: int = 1,
     shown: tuple[str, ...] = (),
     on_log: OnLog | None = None,
@@ -314,14 +345,15 @@ def run(
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
-    Resumes from the newest checkpoint in `run_dir`. SIGTERM and SIGINT end the current step, save, and exit.
-    `prepare(step, first, stop)` is called before the micro-batches of a step, with this process's share of the batch.
+    Resumes from the newest checkpoint in `run_dir`, whatever the number of processes that wrote it. SIGTERM and SIGINT
+    end the current step, save, and exit. `prepare(step, share)` is called before the micro-batches of a step, with this
+    process's share of the batch.
     `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
     which parameters have another learning rate or are not clipped.
 
     Raises:
-        ValueError: if checkpoint_every is not a multiple of `unit`.
+        ValueError: if checkpoint_every is not a multiple of `unit`, or the batch cannot be shared by the processes.
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
@@ -332,7 +364,14 @@ def run(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=list(config.trackers) or None,
         project_dir=run_dir,
+        # Not every term of a loss exists in every batch. Buffers are averaged below, not overwritten by the first's.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size ({config.batch_size}) must be a multiple of the number of processes "
+            f"({accelerator.num_processes})"
+        )
     accelerator.init_trackers(label)
     model.to(accelerator.device)
     state = State(model, config.optim, treatment)
@@ -341,7 +380,9 @@ def run(
         state.load(checkpoint)
     else:
         check_disk_space(run_dir, (config.keep_checkpoints + 1) * state.num_bytes())
-    truncate_metrics(run_dir, state.step)
+    if accelerator.is_main_process:
+        truncate_metrics(run_dir, state.step)
+    accelerator.wait_for_everyone()
     module = LossModule(model.train(), loss)
     if accelerator.num_processes > 1:
         module = accelerator.prepare(module)
@@ -362,16 +403,19 @@ def run(
                 append_metrics(run_dir, state.step, means)
                 accelerator.log(means, step=state.step)
                 advance(state.step, means)
-            stops = bool(stopped) and state.step % unit == 0
+            stops = any_process(accelerator, bool(stopped)) and state.step % unit == 0
             if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stops):
                 state.save(run_dir, config.keep_checkpoints)
             if stops and not is_last:
-                print(
-                    f"stopped at step {state.step} of {config.steps}; run the same command to go on",
-                    file=sys.stderr,
-                )
-                sys.exit(128 + stopped[0])
-    accelerator.end_training()
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    print(
+                        f"stopped at step {state.step} of {config.steps}; run the same command to go on",
+                        file=sys.stderr,
+                    )
+                sys.exit(128 + (stopped[0] if stopped else signal.SIGTERM))
+    for tracker in accelerator.trackers:  # end_training would end the process group too, and other stages may follow
+        tracker.finish()
     return state.finish()
 
 
@@ -382,16 +426,16 @@ def train_step(
     state: State,
     batch_at: BatchAt,
     run_dir: Path,
-    prepare: Callable[[int, int, int], None] | None,
+    prepare: Callable[[int, Share], None] | None,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
     share = config.batch_size // accelerator.num_processes
     first = share * accelerator.process_index
     starts = range(first, first + share, config.micro_batch_size)
-    sums: dict[str, float] = {}
+    parts: list[dict[str, float]] = []
     if prepare is not None:
         with accelerator.autocast():
-            prepare(state.step, first, first + share)
+            prepare(state.step, Share(first, first + share, partial(summed, accelerator)))
     for start in starts:
         is_last = start + config.micro_batch_size >= first + share
         sync = nullcontext() if is_last or accelerator.num_processes == 1 else accelerator.no_sync(module)
@@ -399,8 +443,11 @@ def train_step(
             batch = batch_at(state.step, start, min(start + config.micro_batch_size, first + share))
             value, metrics = module(batch, step_generator(config.seed, state.step, start))
         accelerator.backward(value / len(starts))
-        for name, term in {"loss/total": value, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(term).detach()) / len(starts)
+        parts.append({name: float(torch.as_tensor(x).detach()) for name, x in {"loss/total": value, **metrics}.items()})
+    if accelerator.num_processes > 1:
+        parts = gather_object(parts)
+        average_buffers(accelerator, state.model)
+    sums = merged(parts)
     sums["optim/grad_norm"] = float(gradient_norm(state.trainable.values()))
     torch.nn.utils.clip_grads_with_norm_(state.clipped, config.optim.max_grad_norm, gradient_norm(state.clipped))
     check_finite(sums, state.step, config.batch_size, run_dir)
@@ -408,6 +455,35 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad()
     return sums
+
+
+def merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of all micro-batches as one: means, and of a name that ends in `_max` the largest."""
+    values: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            values.setdefault(name, []).append(value)
+    return {name: max(x) if name.endswith("_max") else math.fsum(x) / len(x) for name, x in values.items()}
+
+
+def summed(accelerator: Accelerator, x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    result: Any = accelerator.reduce(x, "sum")
+    return result
+
+
+def any_process(accelerator: Accelerator, claim: bool) -> bool:
+    """Whether it is true in any process, the same answer in all."""
+    if accelerator.num_processes == 1:
+        return claim
+    return bool(summed(accelerator, torch.tensor(float(claim), device=accelerator.device)) > 0)
+
+
+def average_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Make running statistics, which each process took of its own examples, the same in all."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(summed(accelerator, buffer) / accelerator.num_processes)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -423,7 +499,7 @@ def progress_bar(config: LoopConfig, step: int, label: str, shown: tuple[str, ..
         names = shown or tuple(name for name in metrics if name.startswith(("loss/", "vae/", "sft/")))
         return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in names if name in metrics)
 
-    if not sys.stdout.isatty() or os.environ.get("RANK", "0") != "0":
+    if not sys.stdout.isatty():
 
         def print_line(step: int, metrics: dict[str, float]) -> None:
             seconds = metrics["time/step_s"]

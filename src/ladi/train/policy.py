@@ -12,9 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.draws import Source, Streams
 from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append
+from ladi.rl.objective import Total
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
@@ -103,19 +105,19 @@ class Sliceable(Protocol):
 class RolloutBuffer:
     """`prepare` and `batch_at` of `loop.run`: samples when a new unit of steps begins, then hands out slices.
 
-    `sample(step, first, stop)` makes the rollout of questions [first, stop) of a batch. It must depend on the weights
-    and its arguments alone, so that a resumed run equals the uninterrupted one.
+    `sample(step, share)` makes the rollout of a process's share of the questions of a batch. It must depend on the
+    weights and its arguments alone, so that a resumed run equals the uninterrupted one.
     """
 
-    def __init__(self, sample: Callable[[int, int, int], Sliceable], num_iterations: int):
+    def __init__(self, sample: Callable[[int, loop.Share], Sliceable], num_iterations: int):
         self.sample, self.num_iterations = sample, num_iterations
         self.rollout: Sliceable | None = None
         self.first = 0
 
-    def prepare(self, step: int, first: int, stop: int) -> None:
+    def prepare(self, step: int, share: loop.Share) -> None:
         """Sample anew if `step` begins a unit."""
         if step % self.num_iterations == 0 or self.rollout is None:
-            self.rollout, self.first = self.sample(step // self.num_iterations, first, stop), first
+            self.rollout, self.first = self.sample(step // self.num_iterations, share), share.first
 
     def batch_at(self, step: int, start: int, stop: int) -> Any:
         """Questions [start, stop) of the step's batch."""
@@ -127,21 +129,23 @@ def optimise(
     config: Any,
     run_dir: Path,
     model: Any,
-    sample: Callable[[list[Problem], torch.Generator], Sliceable],
+    sample: Callable[[list[Problem], Source, Total], Sliceable],
     loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
     label: str,
     on_log: loop.OnLog | None,
     treatment: loop.Treatment = loop.ALIKE,
 ) -> Any:
-    """`loop.run` over rollouts: `sample(problems, generator)` makes one, `loss(model, slice)` judges a slice of it.
+    """`loop.run` over rollouts: `sample(problems, source, total)` makes one, `loss(model, slice)` judges a slice.
+
+    A question's texts stay in one process; `total` sums what statistics of the whole batch need over processes.
 
     `config` is a stage's, with `data`, `loop` and `policy.num_iterations`.
     """
     batch_size, num_iterations = config.loop.batch_size, config.policy.num_iterations
 
-    def sample_batch(step: int, first: int, stop: int) -> Sliceable:
-        problems = config.data.problems(step, batch_size, first, stop)
-        return sample(problems, loop.step_generator(config.loop.seed, step, 20_000_000 + first))
+    def sample_batch(step: int, share: loop.Share) -> Sliceable:
+        problems = config.data.problems(step, batch_size, share.first, share.stop)
+        return sample(problems, Streams.of(config.loop.seed, range(share.first, share.stop), step), share.total)
 
     buffer = RolloutBuffer(sample_batch, num_iterations)
     return loop.run(

@@ -166,7 +166,8 @@ def main(config: Config) -> Path:
         max_answer_tokens=config.max_answer_tokens,
     )
     reasoner = LatentReasoner.from_backbone(shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed)
-    cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
+    with loop.main_process_first():
+        cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
     reasoner = loop.run(
         config.loop,
         run_dir,
@@ -175,5 +176,4 @@ def main(config: Config) -> Path:
         lambda model, batch, generator: loss(model, batch, generator, config.loss),
         label="reasoner",
     )
-    reasoner.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(reasoner, run_dir)

@@ -18,17 +18,20 @@ from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Float, Int, Tensor
 from ladi.bundled import resolve
+from ladi.draws import Source, child, shared
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.decoding import Prefix, continue_ids, expand
-from ladi.models.generation import LatentPaths, SampleConfig, finished_prefix, generate_latents
+from ladi.models.generation import LATENTS, TEXTS, LatentPaths, SampleConfig, finished_prefix, generate_latents
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rl.objective import (
     Normaliser,
     RewardScale,
     SurrogateConfig,
+    Total,
+    alone,
     group_advantages,
     reward_statistics,
     surrogate,
@@ -197,17 +200,22 @@ def path_rows(paths: LatentPaths, rows: Tensor) -> LatentPaths:
 
 
 def sample_rollout(
-    reasoner: LatentReasoner, problems: Sequence[Problem], rewards: Rewards, config: Config, generator: torch.Generator
+    reasoner: LatentReasoner,
+    problems: Sequence[Problem],
+    rewards: Rewards,
+    config: Config,
+    source: Source,
+    total: Total = alone,
 ) -> Rollout:
     """Draw, decode and judge R x M texts for each problem, by the present weights."""
     policy = config.policy
     questions = [problem.question for problem in problems]
     with torch.no_grad():
-        paths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), generator)
+        paths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), child(source, LATENTS))
         prefix, _ = finished_prefix(reasoner, questions, paths.latents, paths.num_blocks)
         prefix = expand(prefix, policy.texts_per_latent)
         length = reasoner.config.max_answer_tokens
-        sampled = continue_ids(reasoner.backbone, prefix, length, policy.temperature, generator)
+        sampled = continue_ids(reasoner.backbone, prefix, length, policy.temperature, child(source, TEXTS))
         shape = (policy.num_latents, policy.texts_per_latent)
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
         old = None
@@ -216,7 +224,7 @@ def sample_rollout(
             old = old.view_as(texts.ids)
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
-        noisy = noisy[torch.randperm(len(noisy), generator=generator)[: policy.replay_steps]].sort().values
+        noisy = noisy[torch.randperm(len(noisy), generator=shared(source))[: policy.replay_steps]].sort().values
     counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
     utilities = texts.rewards.mean(2)
     kind, scale, clamp = policy.text_advantage, policy.scale_rewards, policy.advantage_clamp
@@ -225,12 +233,12 @@ def sample_rollout(
         paths=paths,
         texts=texts,
         old_text_log_probs=old,
-        latent_advantages=group_advantages(utilities, scale, clamp),
-        text_advantages=text_advantages(texts.rewards, kind, scale, clamp),
+        latent_advantages=group_advantages(utilities, scale, clamp, total),
+        text_advantages=text_advantages(texts.rewards, kind, scale, clamp, total),
         steps=noisy,
-        num_tokens=int(counted.sum()),
-        num_transitions=int(paths.num_blocks.sum()) * len(noisy),
-        num_questions=len(problems),
+        num_tokens=int(total(counted.sum())),
+        num_transitions=int(total(paths.num_blocks.sum())) * len(noisy),
+        num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
         metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **latent_statistics(paths)},
     )
 
@@ -447,10 +455,9 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         config,
         run_dir,
         reasoner,
-        lambda problems, generator: sample_rollout(reasoner, problems, rewards, config, generator),
+        lambda problems, source, total: sample_rollout(reasoner, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="rl",
         on_log=on_log,
     )
-    reasoner.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(reasoner, run_dir)

@@ -133,9 +133,10 @@ def main(config: Config) -> Path:
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
-    cache = precompute_latents(
-        reasoner.vae, config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks
-    )
+    with loop.main_process_first():
+        cache = precompute_latents(
+            reasoner.vae, config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks
+        )
     reasoner = loop.run(
         config.loop,
         run_dir,
@@ -144,5 +145,4 @@ def main(config: Config) -> Path:
         lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
         label="rollout",
     )
-    reasoner.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(reasoner, run_dir)

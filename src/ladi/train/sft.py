@@ -63,5 +63,4 @@ def main(config: Config) -> Path:
         return tokenize_pairs(backbone, [p.question for p in problems], [sft_target(p, task) for p in problems])
 
     backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft")
-    backbone.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    return loop.save_final(backbone, run_dir)

@@ -92,6 +92,6 @@ def main(config: Config) -> Path:
     store_statistics(vae, block_texts(task, "train", config.statistics_problems, block), generator)
     held_out = block_texts(task, "validation", config.gate_problems, block)
     report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
-    write_json_atomic(run_dir / "reconstruction.json", report)
-    vae.save_pretrained(run_dir / "final")
-    return run_dir / "final"
+    if loop.is_main_process():
+        write_json_atomic(run_dir / "reconstruction.json", report)
+    return loop.save_final(vae, run_dir)
