@@ -25,7 +25,8 @@ from ladi.progress import eval_progress, eval_table, frames_table
 from ladi.report import build_report
 from ladi.rundir import write_json_atomic
 from ladi.train import grpo, reasoner, rl, sft, vae
-from ladi.train.presets import PRESETS, Pipeline
+from ladi.train.pipeline import Pipeline
+from ladi.train.presets import PRESETS
 
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
 RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9}

@@ -1,0 +1,102 @@
+"""Presets for real runs, with the papers' settings where they give them; the rest are ours and not tried here."""
+
+from pathlib import Path
+
+from ladi.models.assistant import AssistantConfig
+from ladi.models.backbone import BackboneConfig
+from ladi.models.vae import ThoughtVAEConfig
+from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.math import Math
+from ladi.train import dlr
+from ladi.train.pipeline import Pipeline, Sizes, pipeline
+from ladi.train.rl import PolicyConfig
+from ladi.train.rollout import RolloutConfig
+
+LLAMA3_8B = "meta-llama/Llama-3.1-8B"
+LLAMA2_7B, LLAMA2_1B = "meta-llama/Llama-2-7b-hf", "princeton-nlp/Sheared-LLaMA-1.3B"
+
+
+def ladir_math_llama8b(root: Path = Path("runs/ladir_math_llama8b"), seed: int = 0) -> Pipeline:
+    """LaDiR on MATH with LLaMA-3.1-8B: a block a sentence, 6 latents of width 512 (arXiv:2510.04573)."""
+    sizes = Sizes(
+        task=Math(),
+        backbone=BackboneConfig(name_or_path=LLAMA3_8B),
+        vae=ThoughtVAEConfig(
+            num_latents=6,
+            latent_width=512,
+            decoder="frozen",
+            beta=1e-5,
+            latent_noise=0.1,
+            token_corruption=0.3,
+            max_block_tokens=256,
+        ),
+        max_blocks=32,
+        max_answer_tokens=64,
+        num_train=7500,
+        batch_size=64,
+        micro_batch_size=4,
+        sft_steps=400,
+        vae_steps=2000,
+        reasoner_steps=10_000,
+        rollout_steps=1000,
+        optimizer="adamw",
+        sft_lr=1e-5,
+        vae_lr=1e-5,
+        reasoner_lr=1e-5,
+        rollout_lr=5e-6,
+        rollout=RolloutConfig(num_steps=10),
+        rl_lr=1e-6,
+        rl_questions=16,
+        rl_micro_batch_size=1,
+        policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
+    )
+    return pipeline(sizes, root, seed)
+
+
+def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
+    """The settings of DLR's table 2 on GSM8K: LLaMA-2-7B, a 1.3B LLaMA-2 assistant, 8 GPUs x 4 questions, 3 epochs.
+
+    The paper names no checkpoint of its assistant; Sheared-LLaMA is LLaMA-2 pruned to that size. It does not say how
+    the 18 % are chosen either: the filter is the value head here.
+    """
+    num_train, questions = 7473, 8 * 4
+    sizes = Sizes(
+        task=Gsm8k(),
+        backbone=BackboneConfig(name_or_path=LLAMA2_7B),
+        vae=ThoughtVAEConfig(num_latents=6, latent_width=512, beta=1e-5, max_block_tokens=256),
+        max_blocks=10,
+        max_answer_tokens=128,
+        num_train=num_train,
+        batch_size=32,
+        micro_batch_size=4,
+        sft_steps=700,
+        vae_steps=700,
+        reasoner_steps=7000,
+        rollout_steps=700,
+        optimizer="adamw",
+        sft_lr=1e-5,
+        vae_lr=1e-5,
+        reasoner_lr=1e-5,
+        rollout_lr=1e-5,
+        rl_questions=questions,
+        rl_micro_batch_size=4,
+        main=LLAMA2_7B,
+        assistant_backbone=BackboneConfig(name_or_path=LLAMA2_1B),
+        assistant=AssistantConfig(num_latents=32, latent_width=512),
+        warmup_steps=num_train // questions,
+        warmup_lr=3e-5,
+        rl_steps=3 * num_train // questions,
+        dlr_policy=dlr.PolicyConfig(
+            num_generations=64,
+            num_decoded=12,  # K/G = 0.18
+            filter="value",
+            beta=0.01,
+            gamma=0.1,
+            contrast="projected",
+            format="tags",
+            format_weight=0.5,
+        ),
+        dlr_lr=3e-5,
+        projection_lr=1e-4,
+    )
+    return pipeline(sizes, root, seed)
