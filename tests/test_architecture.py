@@ -15,7 +15,7 @@ FLOORS = [
     {"models"},
     {"inference"},
     {"train"},
-    {"report", "bench", "bench_rl", "demo"},
+    {"report", "bench", "bench_rl", "doctor", "demo"},
     {"quickstart"},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""The command `ladi`: train, sample, eval, report, bench, quickstart.
+"""The command `ladi`: train, sample, eval, report, bench, doctor, quickstart.
 
 ladi train reasoner --preset cd3_tiny --loop.steps 500
 ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/stage2 --json eval.json
@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from ladi import bench, bench_rl, quickstart
+from ladi import bench, bench_rl, doctor, quickstart
 from ladi.bundled import resolve
 from ladi.inference.evaluate import evaluate
 from ladi.inference.models import load_model
@@ -45,6 +45,7 @@ USAGE = f"""ladi: latent diffusion reasoning for language models
   ladi eval --preset NAME         measure a model: pass@k, diversity, latent use
   ladi sample QUESTION            think about one question, visibly
   ladi report RUN...              plots and tables of runs, as one HTML file
+  ladi doctor --preset NAME       what a preset needs, and what is missing here
   ladi bench [rl]                 throughput of the shared-context primitive, or of updates beside TRL's
 
 `ladi COMMAND --help` lists the settings. Presets: {", ".join(PRESETS)}."""
@@ -203,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "sample": run_sample,
     "report": run_report,
     "bench": run_bench,
+    "doctor": lambda args: doctor.main(tyro.cli(doctor.Config, args=args, prog="ladi doctor"), console),
     "quickstart": lambda args: quickstart.main(tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console),
 }
 

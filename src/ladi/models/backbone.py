@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
@@ -71,9 +72,9 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _new_lm(config: BackboneConfig, tokenizer: Any) -> Any:
+def _new_lm_config(config: BackboneConfig, vocab_size: int, **ids: int | None) -> Any:
     sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocab_size,
         "hidden_size": config.width,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -82,14 +83,96 @@ def _new_lm(config: BackboneConfig, tokenizer: Any) -> Any:
         "intermediate_size": config.mlp_width,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
+        **ids,
     }
-    lm_config = Qwen3Config(**sizes) if config.family == "qwen3" else LlamaConfig(**sizes)
+    return Qwen3Config(**sizes) if config.family == "qwen3" else LlamaConfig(**sizes)
+
+
+def _new_lm(config: BackboneConfig, tokenizer: Any) -> Any:
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    lm_config = _new_lm_config(config, len(tokenizer), **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return AutoModelForCausalLM.from_config(lm_config, attn_implementation="sdpa")
+
+
+PUBLISHED = {
+    "meta-llama/Llama-3.1-8B": LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336,
+        vocab_size=128256,
+    ),
+    "meta-llama/Llama-2-7b-hf": LlamaConfig(),  # the defaults of the class
+    "princeton-nlp/Sheared-LLaMA-1.3B": LlamaConfig(
+        hidden_size=2048, num_hidden_layers=24, num_attention_heads=16, intermediate_size=5504
+    ),
+    "Qwen/Qwen3-8B": Qwen3Config(
+        hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+        intermediate_size=12288, vocab_size=151936,
+    ),
+    "Qwen/Qwen3-1.7B": Qwen3Config(
+        hidden_size=2048, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        intermediate_size=6144, vocab_size=151936, tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen3-0.6B": Qwen3Config(
+        hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        intermediate_size=3072, vocab_size=151936, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+"""Sizes of models that presets name, from their public configurations: estimates need no network."""
+
+
+@dataclass(frozen=True)
+class LmShape:
+    """Sizes of a language model."""
+
+    num_parameters: int
+    num_layers: int
+    width: int
+    head_width: int
+    """All heads' queries together."""
+    kv_width: int
+    """All key heads together."""
+    mlp_width: int
+    vocab_size: int
+    num_heads: int
+    normalises_heads: bool
+    """Queries and keys are normalised, as in Qwen3."""
+
+
+def lm_shape(config: BackboneConfig, vocab_size: int) -> LmShape:
+    """Sizes of the model that `config` names or describes, from its configuration alone (built without weights).
+
+    `vocab_size` is that of a new model.
+
+    Raises:
+        ValueError: if the configuration of a named model is neither here nor known.
+    """
+    if not config.name_or_path:
+        lm_config: Any = _new_lm_config(config, vocab_size)
+    else:
+        try:
+            lm_config = AutoConfig.from_pretrained(config.name_or_path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            if config.name_or_path not in PUBLISHED:
+                raise ValueError(
+                    f"no configuration of {config.name_or_path!r} is here; download it, or name a folder"
+                ) from error
+            lm_config = PUBLISHED[config.name_or_path]
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(lm_config)
+    head_dim = getattr(lm_config, "head_dim", None) or lm_config.hidden_size // lm_config.num_attention_heads
+    return LmShape(
+        num_parameters=sum(p.numel() for p in lm.parameters()),
+        num_layers=lm_config.num_hidden_layers,
+        width=lm_config.hidden_size,
+        head_width=head_dim * lm_config.num_attention_heads,
+        kv_width=head_dim * lm_config.num_key_value_heads,
+        mlp_width=lm_config.intermediate_size,
+        vocab_size=lm_config.vocab_size,
+        num_heads=lm_config.num_attention_heads,
+        normalises_heads=lm_config.model_type == "qwen3",
+    )
 
 
 class Backbone(nn.Module):
