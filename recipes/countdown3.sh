@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Countdown-3 from nothing to measured numbers: the table of contents of the project. About two hours on two cores.
+# Countdown-3 from nothing to measured numbers: the table of contents of the project. An hour and a half on two cores.
 # Every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
