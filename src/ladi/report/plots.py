@@ -249,7 +249,7 @@ def metric_paths(paths: Mapping[int, Sequence[tuple[float, float]]], labels: tup
     with mpl.rc_context(RC):
         figure, axes = new_axes()
         for index, points in paths.items():
-            x, y = (smoothed(list(enumerate(values)), windows=8)[2] for values in zip(*points, strict=True))
+            x, y = (smoothed(list(enumerate(values)), windows=4)[2] for values in zip(*points, strict=True))
             color = color_of(index)
             axes.plot(x, y, linestyle_of(index), color=color)
             axes.plot(x[0], y[0], "o", markersize=6, color=color, markerfacecolor="none")
