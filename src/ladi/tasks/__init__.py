@@ -4,14 +4,22 @@ from collections.abc import Sequence
 
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.base import Problem, Verdict
+from ladi.tasks.code import Code
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl
 from ladi.tasks.math import Math
 
-TASKS = {"countdown": Countdown, "arithmetic": Arithmetic, "jsonl": Jsonl, "gsm8k": Gsm8k, "math": Math}
+TASKS = {
+    "countdown": Countdown,
+    "arithmetic": Arithmetic,
+    "jsonl": Jsonl,
+    "gsm8k": Gsm8k,
+    "math": Math,
+    "code": Code,
+}
 
-TaskConfig = Countdown | Arithmetic | Jsonl | Gsm8k | Math
+TaskConfig = Countdown | Arithmetic | Jsonl | Gsm8k | Math | Code
 
 
 def verify_all(task: TaskConfig, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:

@@ -88,6 +88,11 @@ def pick(problems: Sequence[Problem], index: int, where: str) -> Problem:
     return problems[index]
 
 
+def asked(problem: Problem) -> str:
+    """What a problem asks: its question, or `meta["text"]` where the question adds to that."""
+    return problem.meta.get("text", problem.question)
+
+
 def overlap(train: Iterable[str], test: Iterable[str]) -> int:
     """How many of the test questions also occur in training, whatever their case and white space."""
     seen = {" ".join(question.casefold().split()) for question in train}

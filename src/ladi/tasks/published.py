@@ -1,5 +1,6 @@
 """Rows of published data sets, from a local JSONL file or from the hub."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 
 def published_rows(source: str, split: str, configs: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """All rows of the JSONL file `source`, or else of a split of the hub data set of that name.
+    """All rows of the JSONL file `source` (also .jsonl.gz), or else of a split of the hub data set of that name.
 
     `configs` names the parts of the hub data set; empty takes all of them, one after the other.
 
@@ -15,12 +16,13 @@ def published_rows(source: str, split: str, configs: Sequence[str] = ()) -> list
         ValueError: if a file is missing or malformed, or the data set cannot be had from the hub.
     """
     path = Path(source)
-    if not path.is_file() and path.suffix != ".jsonl":
+    if not path.is_file() and not path.name.endswith((".jsonl", ".jsonl.gz")):
         return hub_rows(source, split, configs)
     if not path.is_file():
         raise ValueError(f"no file {path}; name a JSONL file or a data set of the hub")
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for i, line in enumerate(data.decode().split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

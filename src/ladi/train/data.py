@@ -22,7 +22,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
 from ladi.rundir import folder_fingerprint, is_first_process
 from ladi.tasks import TaskConfig
-from ladi.tasks.base import Problem, overlap
+from ladi.tasks.base import Problem, asked, overlap
 
 Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
 
@@ -46,9 +46,9 @@ class DataConfig:
             return
         if available < self.num_train:
             raise ValueError(f"num_train is {self.num_train}, but the task has {available} training problems; lower it")
-        train = [self.task.problem("train", i).question for i in range(self.num_train)]
+        train = [asked(self.task.problem("train", i)) for i in range(self.num_train)]
         for split in self.task.splits[1:]:
-            held_out = [self.task.problem(split, i).question for i in range(self.task.num_problems(split) or 0)]
+            held_out = [asked(self.task.problem(split, i)) for i in range(self.task.num_problems(split) or 0)]
             if is_first_process():
                 print(
                     f"{overlap(train, held_out)} of {len(held_out)} {split} questions also occur in training",
