@@ -50,3 +50,12 @@ def test_the_paper_preset_of_dlr_holds_its_table_2():
     assert loop.batch_size == 8 * 4
     assert loop.steps * loop.batch_size == pytest.approx(3 * 7473, abs=loop.batch_size)
     assert policy.num_decoded / policy.num_generations == pytest.approx(0.18, abs=0.01)
+
+
+def test_the_code_preset_of_ladi_rl_holds_the_paper_s_settings():
+    p = PRESETS["ladi_rl_code_qwen3_8b"](Path("root"))
+    assert (p.vae.vae.num_latents, p.vae.vae.block, p.reasoner.max_blocks) == (64, "whole", 1)
+    assert (p.rl.policy.num_latents, p.rl.policy.texts_per_latent) == (16, 5)
+    assert (p.rl.policy.num_steps, p.eval.sample.num_steps) == (10, 30)
+    assert (p.rl.policy.alpha, p.rl.policy.guidance) == (0.9, 0.8)
+    assert p.eval.model_dir == p.rl.out_dir / "final"

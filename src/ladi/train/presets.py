@@ -15,7 +15,12 @@ from ladi.tasks.countdown import Countdown
 from ladi.tasks.jsonl import Jsonl
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
-from ladi.train.presets_large import dlr_paper, ladir_math_llama8b
+from ladi.train.presets_large import (
+    dlr_paper,
+    ladi_rl_code_qwen3_8b,
+    ladir_code_qwen3_8b,
+    ladir_math_llama8b,
+)
 from ladi.train.rollout import RolloutConfig
 
 
@@ -162,5 +167,8 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "dlr_arithmetic": dlr_arithmetic,
     "jsonl_small": jsonl_small,
     "ladir_math_llama8b": ladir_math_llama8b,
+    "ladir_code_qwen3_8b": ladir_code_qwen3_8b,
+    "ladi_rl_code_qwen3_8b": ladi_rl_code_qwen3_8b,
     "dlr_paper": dlr_paper,
+    "dlr_gsm8k_llama2_7b": dlr_paper,
 }

@@ -1,10 +1,12 @@
 """Presets for real runs, with the papers' settings where they give them; the rest are ours and not tried here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ladi.models.assistant import AssistantConfig
 from ladi.models.backbone import BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
+from ladi.tasks.code import Code
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.math import Math
 from ladi.train import dlr
@@ -12,7 +14,7 @@ from ladi.train.pipeline import Pipeline, Sizes, pipeline
 from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig
 
-LLAMA3_8B = "meta-llama/Llama-3.1-8B"
+LLAMA3_8B, QWEN3_8B = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"
 LLAMA2_7B, LLAMA2_1B = "meta-llama/Llama-2-7b-hf", "princeton-nlp/Sheared-LLaMA-1.3B"
 
 
@@ -51,6 +53,57 @@ def ladir_math_llama8b(root: Path = Path("runs/ladir_math_llama8b"), seed: int =
         policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
     )
     return pipeline(sizes, root, seed)
+
+
+def ladir_code_qwen3_8b(root: Path = Path("runs/ladir_code_qwen3_8b"), seed: int = 0) -> Pipeline:
+    """LaDiR on MBPP with Qwen3-8B: the whole program is one block of 64 latents, denoised in 30 steps."""
+    sizes = Sizes(
+        task=Code(benchmark="mbpp"),
+        backbone=BackboneConfig(name_or_path=QWEN3_8B),
+        vae=ThoughtVAEConfig(
+            num_latents=64,
+            latent_width=512,
+            block="whole",
+            decoder="frozen",
+            beta=1e-5,
+            latent_noise=0.1,
+            token_corruption=0.3,
+            max_block_tokens=512,
+        ),
+        max_blocks=1,
+        max_answer_tokens=512,
+        num_train=374,
+        batch_size=64,
+        micro_batch_size=4,
+        sft_steps=60,
+        vae_steps=600,
+        reasoner_steps=3000,
+        rollout_steps=300,
+        optimizer="adamw",
+        sft_lr=1e-5,
+        vae_lr=1e-5,
+        reasoner_lr=1e-5,
+        rollout_lr=5e-6,
+        rollout=RolloutConfig(num_steps=10),
+        rl_lr=1e-6,
+        rl_questions=16,
+        rl_micro_batch_size=1,
+        policy=PolicyConfig(
+            num_latents=16,
+            texts_per_latent=5,
+            num_steps=10,
+            alpha=0.9,
+            guidance=0.8,
+            replay_copies=16,
+        ),
+    )
+    return pipeline(sizes, root, seed)
+
+
+def ladi_rl_code_qwen3_8b(root: Path = Path("runs/ladi_rl_code_qwen3_8b"), seed: int = 0) -> Pipeline:
+    """The same up to LaDi-RL, whose model is evaluated: 16 x 5 texts, 10 steps in rollouts (arXiv:2602.01705)."""
+    stages = ladir_code_qwen3_8b(root, seed)
+    return replace(stages, eval=replace(stages.eval, model_dir=stages.rl.out_dir / "final"))
 
 
 def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
