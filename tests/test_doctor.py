@@ -8,6 +8,7 @@ from ladi import doctor
 from ladi.inference.text import alphabet, sft_target
 from ladi.models.backbone import PUBLISHED, Backbone, BackboneConfig, lm_shape
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
+from ladi.tasks.sandbox import Sandbox
 from ladi.train import loop, reasoner, sft
 from ladi.train.data import tokenize_pairs
 from ladi.train.presets import PRESETS
@@ -117,3 +118,11 @@ def test_data_that_is_not_here_is_said_and_nothing_is_estimated():
     console = Console(record=True, width=120)
     assert doctor.main(doctor.Config(preset="jsonl_small"), console) == {}
     assert "the data cannot be read" in console.export_text()
+
+
+@pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])
+def test_how_generated_programs_are_shut_in_is_said_where_the_task_runs_them(monkeypatch, tier, said):
+    monkeypatch.setattr(doctor, "shared_sandbox", lambda: Sandbox(tier))
+    rows = dict(doctor.needs(PRESETS["ladi_rl_code_qwen3_8b"]()))
+    assert said in rows["generated programs"]
+    assert "generated programs" not in dict(doctor.needs(PRESETS["cd3_tiny"]()))

@@ -18,6 +18,8 @@ from rich.table import Table
 
 from ladi.inference.text import alphabet, blocks_of, sft_target
 from ladi.models.backbone import SPECIAL_TOKENS, BackboneConfig, LmShape, lm_shape
+from ladi.tasks.code import Code
+from ladi.tasks.sandbox import shared_sandbox
 from ladi.train.pipeline import Pipeline
 from ladi.train.presets import PRESETS
 
@@ -196,7 +198,7 @@ def environment() -> list[tuple[str, str]]:
 
 
 def needs(pipeline: Pipeline) -> list[tuple[str, str]]:
-    """Models and data that the stages `sft`, `dlr-warmup` and all others start from, and whether they are here."""
+    """Models that the stages `sft` and `dlr-warmup` start from, and the sandbox that the task needs: what is here."""
     rows = []
     named = {pipeline.sft.backbone.name_or_path, pipeline.dlr_warmup.backbone.name_or_path, pipeline.dlr_warmup.main}
     for name in sorted(name for name in named if name and not name.endswith("/final")):
@@ -205,6 +207,11 @@ def needs(pipeline: Pipeline) -> list[tuple[str, str]]:
         except ValueError:
             lm_here = False
         rows.append((name, "here" if lm_here else "not here: downloaded at the start, or name a folder"))
+    if isinstance(pipeline.rl.data.task, Code):
+        box = shared_sandbox()
+        shut_in = box.probe() == "namespaces"
+        weak = f"refused without --allow-unsafe-exec: no namespaces here ({box.weakness})"
+        rows.append(("generated programs", "run in namespaces of their own" if shut_in else weak))
     return rows
 
 
