@@ -150,7 +150,8 @@ def test_targets_are_standardised_posterior_means_and_contexts_draws(vae):
     encoded = EncodedBlocks(torch.full((1, 1, 2, 4), 3.0), torch.full((1, 1, 2, 4), -30.0), VALID[:1, :1])
     tokens = vae.encoder.tokenize(["1"])
     made = stage1.make_batch(vae, encoded, (tokens, tokens), "mean", generator(), vae.decoder.tokenize(["1+1=2"]))
-    assert made.text[0].shape == (1, 1, 5)
+    assert made.text is not None
+    assert made.text[0].shape[:2] == (1, 1)
     torch.testing.assert_close(made.target, torch.ones(1, 1, 2, 4))
     torch.testing.assert_close(made.context, torch.ones(1, 1, 2, 4), rtol=0, atol=1e-5)
 
