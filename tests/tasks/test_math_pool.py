@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from ladi.tasks import math_pool
-from ladi.tasks.math_pool import DIED, TIMEOUT, MathPool
+from ladi.tasks.base import TIMEOUT
+from ladi.tasks.math_pool import DIED, MathPool
 
 ENDLESS = ("x + 1", r"5^{5^{5^{5^{5}}}}")
 RIGHT, WRONG = ("x^2 - 1", "(x-1)(x+1)"), ("x^2 - 1", "(x-1)(x+2)")

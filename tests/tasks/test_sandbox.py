@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladi.tasks import sandbox
+from ladi.tasks.base import TIMEOUT
 from ladi.tasks.sandbox import SERVER, Limits, Outcome, Program, Sandbox
 from ladi.tasks.sandbox_judge import decode, encode
 
@@ -149,7 +150,7 @@ def add(a, b):
         ("def add(a, b: return", PATIENT, "SyntaxError: "),
         ("raise SystemExit(3)", PATIENT, "exit 3"),
         ("import os; os.kill(os.getpid(), 9)", PATIENT, "signal 9"),
-        ("import time; time.sleep(60)", Limits(wall_s=0.3), "timeout"),
+        ("import time; time.sleep(60)", Limits(wall_s=0.3), TIMEOUT),
         (ENDLESS, Limits(wall_s=60.0, cpu_s=1), "cpu limit"),
         ("x = bytearray(1 << 33)", PATIENT, "memory"),
         ("print('x' * 2_000_000)", PATIENT, "output limit"),

@@ -14,14 +14,17 @@ from ladi import bench_rl
 from ladi.bench_rl import counted_tokens
 from ladi.flow.logprob import gaussian_log_prob
 from ladi.flow.times import sampling_grid
+from ladi.models.decoding import Continuation
 from ladi.models.generation import LatentPaths, generate_latents
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.rl.objective import SurrogateConfig, group_advantages
+from ladi.tasks.base import TIMEOUT, Verdict
 from ladi.tasks.countdown import Countdown
 from ladi.train import grpo, rl
+from ladi.train import rewards as rewards_module
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
-from ladi.train.policy import Texts
+from ladi.train.policy import Texts, score, text_statistics
 from ladi.train.rewards import RewardConfig, RewardError, Rewards
 from tests.conftest import tiny_backbone
 
@@ -192,7 +195,7 @@ def bandit_step(reasoner, target, config, optimizer, seed) -> float:
     rollout = rl.Rollout(
         questions=questions,
         paths=paths,
-        texts=Texts(none, none.bool(), none[..., 0].bool(), rewards[..., None], none[..., 0]),
+        texts=Texts(none, none.bool(), none[..., 0].bool(), rewards[..., None], none[..., 0], none[..., 0].bool()),
         old_text_log_probs=None,
         latent_advantages=group_advantages(rewards, "group"),
         text_advantages=torch.zeros(2, policy.num_latents, 1),
@@ -254,6 +257,21 @@ def rewarded(function, **fields):
 def test_the_verifier_is_the_default_reward():
     texts = [PROBLEMS[0].answer, "1+1=2", PROBLEMS[2].answer]
     assert Rewards(RewardConfig(), TASK)(PROBLEMS, texts, whole=False).rewards == [1.0, 0.0, 1.0]
+
+
+def test_verdicts_that_reached_a_time_limit_are_counted(backbone, monkeypatch):
+    reasons = iter(["ok", TIMEOUT, "wrong", TIMEOUT, TIMEOUT, "ok"])
+
+    def judge(task, problems, texts):
+        return [Verdict(correct=r == "ok", reason=r, canonical="x") for _, r in zip(texts, reasons, strict=False)]
+
+    monkeypatch.setattr(rewards_module, "verify_all", judge)
+    ids = torch.zeros(6, 2, dtype=torch.long)
+    sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), 0)
+    texts = score(backbone, Rewards(RewardConfig(), TASK), PROBLEMS[:2], sampled, (3, 1), whole=False)
+    assert texts.timed_out.flatten().tolist() == [False, True, False, True, True, False]
+    assert text_statistics(texts)["rollout/judge_timeouts"].item() == 0.5
+    assert text_statistics(texts.rows(torch.tensor([0])))["rollout/judge_timeouts"].item() == pytest.approx(1 / 3)
 
 
 def test_functions_get_columns_and_are_weighted():

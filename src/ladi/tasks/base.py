@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+TIMEOUT = "timeout"
+"""Reason of a verdict whose judging reached a time limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

@@ -19,10 +19,8 @@ from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ladi.tasks.base import Verdict
+from ladi.tasks.base import TIMEOUT, Verdict
 
-TIMEOUT = "timeout"
-"""Reason of a verdict whose judging took longer than the time limit."""
 DIED = "the judge died"
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT_S = 120.0

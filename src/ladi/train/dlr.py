@@ -12,7 +12,7 @@ densities, L_cl the contrastive term over all G, L_value fits the filter's regre
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -251,7 +251,7 @@ def sample_rollout(
         old_means=latents - assistant.policy.std * noise,
         old_std=assistant.policy.std.clone(),
         decoded=decoded,
-        texts=Texts(texts.ids, texts.valid, texts.finished, judged, texts.solution),
+        texts=replace(texts, rewards=judged),
         old_text_log_probs=old_text,
         advantages=group_advantages(judged.squeeze(2), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(sampled.valid.sum())),

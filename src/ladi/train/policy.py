@@ -17,7 +17,7 @@ from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append
 from ladi.rl.objective import Total
-from ladi.tasks.base import Problem
+from ladi.tasks.base import TIMEOUT, Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
 
@@ -29,7 +29,8 @@ SHOWN = ("reward/mean", "rollout/pass@1", "rollout/distinct_correct", "text/entr
 class Texts:
     """P x R x M sampled texts (R latents or 1, M texts each), their rewards, and which are correct.
 
-    `solution` numbers the different correct solutions of a question; -1 where a text is wrong.
+    `solution` numbers the different correct solutions of a question; -1 where a text is wrong. `timed_out` are those
+    whose judging reached a time limit, which are wrong too.
     """
 
     ids: Int[Tensor, "P R M T"]
@@ -37,10 +38,11 @@ class Texts:
     finished: Bool[Tensor, "P R M"]
     rewards: Float[Tensor, "P R M"]
     solution: Int[Tensor, "P R M"]
+    timed_out: Bool[Tensor, "P R M"]
 
     def rows(self, rows: Tensor) -> "Texts":
         """Those of some questions."""
-        return Texts(*(x[rows] for x in (self.ids, self.valid, self.finished, self.rewards, self.solution)))
+        return Texts(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
 def score(
@@ -68,11 +70,12 @@ def score(
         finished=sampled.finished.view(lead),
         rewards=torch.tensor(scores.rewards, device=device).view(lead),
         solution=torch.tensor(solution, device=device).view(lead),
+        timed_out=torch.tensor([v.reason == TIMEOUT for v in scores.verdicts], device=device).view(lead),
     )
 
 
 def text_statistics(texts: Texts) -> dict[str, Tensor]:
-    """pass@1, pass@group, distinct correct solutions, length and truncation of a rollout's texts."""
+    """pass@1, pass@group, distinct correct solutions, length, truncation and time-outs of a rollout's texts."""
     solution = texts.solution.flatten(1)
     distinct = [float(len({i for i in row if i >= 0})) for row in solution.tolist()]
     return {
@@ -81,6 +84,7 @@ def text_statistics(texts: Texts) -> dict[str, Tensor]:
         "rollout/distinct_correct": torch.tensor(distinct).mean(),
         "rollout/length": texts.valid.float().sum(-1).mean(),
         "rollout/truncated": 1 - texts.finished.float().mean(),
+        "rollout/judge_timeouts": texts.timed_out.float().mean(),
     }
 
 
