@@ -19,6 +19,7 @@ from ladi.train.presets_large import (
     dlr_paper,
     ladi_rl_code_qwen3_8b,
     ladir_code_qwen3_8b,
+    ladir_gsm8k_qwen3_600m,
     ladir_math_llama8b,
 )
 from ladi.train.reasoner import LossConfig
@@ -169,6 +170,7 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "dlr_cd3": dlr_cd3,
     "dlr_arithmetic": dlr_arithmetic,
     "jsonl_small": jsonl_small,
+    "ladir_gsm8k_qwen3_600m": ladir_gsm8k_qwen3_600m,
     "ladir_math_llama8b": ladir_math_llama8b,
     "ladir_code_qwen3_8b": ladir_code_qwen3_8b,
     "ladi_rl_code_qwen3_8b": ladi_rl_code_qwen3_8b,

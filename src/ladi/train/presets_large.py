@@ -11,11 +11,51 @@ from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.math import Math
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
+from ladi.train.reasoner import LossConfig
 from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig
 
-LLAMA3_8B, QWEN3_8B = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"
+LLAMA3_8B = "meta-llama/Llama-3.1-8B"
+QWEN3_600M, QWEN3_8B = "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"
 LLAMA2_7B, LLAMA2_1B = "meta-llama/Llama-2-7b-hf", "princeton-nlp/Sheared-LLaMA-1.3B"
+
+
+def ladir_gsm8k_qwen3_600m(root: Path = Path("runs/ladir_gsm8k_qwen3_600m"), seed: int = 0) -> Pipeline:
+    """The whole chain on GSM8K with Qwen3-0.6B, for one GPU; the place to start with a pretrained model."""
+    sizes = Sizes(
+        task=Gsm8k(),
+        backbone=BackboneConfig(name_or_path=QWEN3_600M),
+        vae=ThoughtVAEConfig(
+            num_latents=6,
+            latent_width=128,
+            decoder="lora",
+            beta=1e-3,
+            latent_noise=0.1,
+            token_corruption=0.3,
+            max_block_tokens=128,
+        ),
+        max_blocks=10,
+        max_answer_tokens=16,
+        num_train=7473,
+        batch_size=64,
+        micro_batch_size=8,
+        sft_steps=350,
+        vae_steps=2000,
+        reasoner_steps=10_000,
+        rollout_steps=500,
+        optimizer="adamw",
+        sft_lr=1e-5,
+        vae_lr=1e-4,
+        reasoner_lr=5e-5,
+        rollout_lr=1e-5,
+        loss=LossConfig(text_weight=1.0),
+        rollout=RolloutConfig(num_steps=10),
+        rl_lr=1e-6,
+        rl_questions=32,
+        rl_micro_batch_size=2,
+        policy=PolicyConfig(num_latents=16, texts_per_latent=2, num_steps=10),
+    )
+    return pipeline(sizes, root, seed)
 
 
 def ladir_math_llama8b(root: Path = Path("runs/ladir_math_llama8b"), seed: int = 0) -> Pipeline:
