@@ -8,7 +8,6 @@ from ladi import doctor
 from ladi.inference.text import alphabet, sft_target
 from ladi.models.backbone import PUBLISHED, Backbone, BackboneConfig, lm_shape
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
-from ladi.models.vae import ThoughtVAE
 from ladi.tasks.sandbox import Sandbox
 from ladi.train import loop, reasoner, sft
 from ladi.train.data import tokenize_pairs
@@ -59,15 +58,12 @@ def test_activations_of_sft_are_what_autograd_keeps(family):
 def test_activations_of_the_reasoner_are_what_autograd_keeps(preset):
     pipeline, found = preset
     backbone = Backbone.from_config(pipeline.sft.backbone, alphabet(pipeline.sft.data.task))
-    shape = ReasonerConfig(num_latents=2, latent_width=16, max_blocks=2, text_head=True)
-    vae = ThoughtVAE.from_backbone(pipeline.vae.vae, backbone)
-    model = LatentReasoner.from_backbone(shape, backbone, vae)
+    shape = ReasonerConfig(num_latents=2, latent_width=16, max_blocks=2)
+    model = LatentReasoner.from_backbone(shape, backbone, None)
     rows = problems(pipeline)
     pairs = tokenize_pairs(backbone, [p.question for p in rows], [p.answer for p in rows])
     latents = torch.randn(len(rows), 2, 2, 16)
-    ids, valid = vae.decoder.tokenize([step for p in rows for step in p.steps], add_eos=True)
-    text = (ids.view(len(rows), 2, -1), valid.view(len(rows), 2, -1))
-    batch = reasoner.Batch(*pairs, latents, latents, torch.ones(len(rows), 2, dtype=torch.bool), text)
+    batch = reasoner.Batch(*pairs, latents, latents, torch.ones(len(rows), 2, dtype=torch.bool))
     generator = torch.Generator().manual_seed(0)
     kept = saved_bytes(model, lambda: reasoner.loss(model, batch, generator, pipeline.reasoner.loss))
     assert found["reasoner"].activations == pytest.approx(kept, rel=0.15)

@@ -125,7 +125,6 @@ def estimates(pipeline: Pipeline, size: Lengths) -> dict[str, Estimate]:
     block_tokens = size.block + group
     copies = pipeline.reasoner.loss.noise_draws * size.blocks * (group + 1)
     context = size.question + thought + size.answer
-    written = size.blocks * block_tokens * bool(pipeline.reasoner.loss.text_weight)
     rl, grpo, dlr = pipeline.rl.policy, pipeline.grpo.policy, pipeline.dlr.policy
     steps = rl.replay_steps or max(1, rl.num_steps - 1)
     replayed = rl.num_latents * size.blocks * steps * (group + 1)
@@ -150,10 +149,8 @@ def estimates(pipeline: Pipeline, size: Lengths) -> dict[str, Estimate]:
             + saved_floats(lm, copies, context + copies)
             # the copies' layers keep the context's keys and values once more
             + 2 * lm.num_layers * lm.head_width * context
-            + head(lm, size.answer)
-            + saved_floats(lm, written, block_tokens)
-            + head(lm, written),
-            context + copies + written,
+            + head(lm, size.answer),
+            context + copies,
         ),
         "rl": estimate(
             3 * p + p * bool(rl.beta),

@@ -1,13 +1,11 @@
 """The losses of stages 1 and 2."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ladi.models.reasoner import LatentReasoner
 from ladi.train import reasoner as stage1
 from ladi.train import rollout as stage2
 from ladi.train.data import EncodedBlocks, LatentCache
@@ -76,55 +74,8 @@ def test_the_flow_loss_of_a_zero_velocity_is_the_second_moment_of_the_target(rea
         reasoner.velocity_head.weight.zero_()
         clean = reasoner.read(batch.question, batch.context, VALID, batch.answer)
         config = LossConfig(noise_draws=400)
-        found = stage1.flow_losses(reasoner, clean.blocks, batch, config, generator())["loss/flow"]
+        found = stage1.flow_loss(reasoner, clean.blocks, batch, config, generator())
     assert found.item() == pytest.approx(1 + batch.target[VALID].square().mean().item(), rel=0.05)
-
-
-@pytest.fixture
-def with_text(reasoner, vae, batch) -> tuple[LatentReasoner, Batch]:
-    """A reasoner with a text head, and the texts of the blocks; what pads them is another text."""
-    shape = replace(reasoner.config, text_head=True)
-    ids, valid = vae.decoder.tokenize(["44-19=25", "35+25=60", "7+5=12", "1+1=2"], add_eos=True)
-    text = (ids.view(2, 2, -1), valid.view(2, 2, -1))
-    return LatentReasoner.from_backbone(shape, reasoner.backbone, vae), replace(batch, text=text)
-
-
-def test_the_text_loss_is_the_cross_entropy_of_each_real_block_under_the_decoder(with_text):
-    reasoner, batch = with_text
-    hidden = torch.randn(2, 2, 2, reasoner.backbone.width, generator=generator(2))
-    sums = tokens = 0
-    for (row, column), text in {(0, 0): "44-19=25", (0, 1): "35+25=60", (1, 0): "7+5=12"}.items():
-        ids, valid = reasoner.vae.decoder.tokenize([text], add_eos=True)
-        latents = reasoner.vae.restore(reasoner.text_head(hidden[row, column][None]))
-        logits = reasoner.vae.decode_logits(latents, ids, valid)
-        sums += cross_entropy(logits[0], ids[0], reduction="sum").item()
-        tokens += ids.shape[1]
-    assert stage1.text_loss(reasoner, hidden, batch).item() == pytest.approx(sums / tokens, rel=1e-5)
-
-
-@pytest.mark.parametrize("stage", ["reasoner", "rollout"])
-def test_the_text_loss_trains_features_and_its_own_head_but_neither_velocity_nor_vae(with_text, stage):
-    reasoner, batch = with_text
-    config = LossConfig(flow_weight=0.0, answer_weight=0.0, stop_weight=0.0, text_weight=1.0, drop_question=0.0)
-    if stage == "reasoner":
-        value, terms = stage1.loss(reasoner, batch, generator(), config)
-    else:
-        value, terms = stage2.loss(
-            reasoner, batch, generator(), config, RolloutConfig(num_steps=2, denoising_gradient=False)
-        )
-    value.backward()
-    assert value.item() == pytest.approx(terms["loss/text"].item())
-    assert reasoner.text_head.weight.grad.abs().max() > 0
-    assert reasoner.latent_in.weight.grad.abs().max() > 0
-    assert not reasoner.velocity_head.weight.grad.any()
-    assert all(p.grad is None for p in reasoner.vae.parameters())
-
-
-def test_a_text_weight_without_a_text_head_is_refused(reasoner, vae):
-    cache = LatentCache(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.tensor([1]))
-    config = SimpleNamespace(loss=LossConfig(text_weight=0.5))
-    with pytest.raises(ValueError, match=r"text_weight is 0\.5.*set it to 0"):
-        stage1.batches(reasoner, vae, cache, config)
 
 
 def test_blocks_that_are_padding_do_not_move_the_loss(reasoner, batch):
@@ -149,9 +100,7 @@ def test_targets_are_standardised_posterior_means_and_contexts_draws(vae):
     vae.latent_std.fill_(2.0)
     encoded = EncodedBlocks(torch.full((1, 1, 2, 4), 3.0), torch.full((1, 1, 2, 4), -30.0), VALID[:1, :1])
     tokens = vae.encoder.tokenize(["1"])
-    made = stage1.make_batch(vae, encoded, (tokens, tokens), "mean", generator(), vae.decoder.tokenize(["1+1=2"]))
-    assert made.text is not None
-    assert made.text[0].shape[:2] == (1, 1)
+    made = stage1.make_batch(vae, encoded, (tokens, tokens), "mean", generator())
     torch.testing.assert_close(made.target, torch.ones(1, 1, 2, 4))
     torch.testing.assert_close(made.context, torch.ones(1, 1, 2, 4), rtol=0, atol=1e-5)
 

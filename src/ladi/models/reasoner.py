@@ -38,9 +38,6 @@ class ReasonerConfig:
     max_blocks: int
     """Most blocks of thought per question."""
     max_answer_tokens: int = 64
-    text_head: bool = False
-    """A second reading of what denoising computes: latents from which the VAE's decoder shall write the block. It helps
-    training (`LossConfig.text_weight`) and is unused in sampling."""
     time_scale: float = 1000.0
     """Multiplies t in [0, 1] before the sinusoidal embedding."""
 
@@ -91,7 +88,7 @@ class LatentReasoner(nn.Module):
     """Language model with a latent input, a velocity head and a stop head; latents are standardised throughout.
 
     `vae`, where present, is the VAE of these latents: it decodes blocks to text and is saved with the reasoner, but its
-    weights are no parameters of the reasoner, and are frozen.
+    weights are no parameters of the reasoner.
     """
 
     def __init__(self, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | None = None):
@@ -102,9 +99,8 @@ class LatentReasoner(nn.Module):
         self.time = TimeEmbedding(width, config.time_scale)
         self.velocity_head = nn.Linear(width, config.latent_width)
         self.stop_head = nn.Linear(width, 1)
-        self.text_head = nn.Linear(width, config.latent_width) if config.text_head else None
         self.null_question = nn.Parameter(torch.empty(width))
-        self._vae = [vae if vae is None else vae.requires_grad_(False)]  # a list hides it from nn.Module
+        self._vae = [vae]  # a list hides it from nn.Module
 
     @property
     def vae(self) -> ThoughtVAE:
@@ -124,8 +120,7 @@ class LatentReasoner(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Everything but the backbone; the velocity and stop heads start at zero."""
-        layers = [self.latent_in, *self.time.mlp, self.text_head]
-        for layer in (layer for layer in layers if isinstance(layer, nn.Linear)):
+        for layer in (self.latent_in, *(m for m in self.time.mlp if isinstance(m, nn.Linear))):
             layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
             layer.bias.zero_()
         for head in (self.velocity_head, self.stop_head):
@@ -142,12 +137,6 @@ class LatentReasoner(nn.Module):
 
         Copies do not see one another, so the result equals R passes with one copy each.
         """
-        return self.velocity_head(self.denoise(context, x_t, t)).float()
-
-    def denoise(
-        self, context: Context, x_t: Float[Tensor, "B R N D"], t: Float[Tensor, "B R"]
-    ) -> Float[Tensor, "B R N C"]:
-        """What `velocity` (and in training the text head) is read from: hidden states at the noisy latents."""
         batch, copies, num_latents, _ = x_t.shape
         latents = self.latent_in(x_t.to(self.latent_in.weight.dtype))
         embeds = torch.cat([self.time(t)[:, :, None], latents], dim=2).flatten(1, 2)
@@ -155,7 +144,8 @@ class LatentReasoner(nn.Module):
         offsets = torch.arange(num_latents + 1, device=x_t.device)
         positions = (context.position.expand(batch, copies)[:, :, None] + offsets).flatten(1, 2)
         hidden, _ = self.backbone.hidden(embeds, mask, positions, context.past)
-        return hidden.unflatten(1, (copies, num_latents + 1))[:, :, 1:]
+        hidden = hidden.unflatten(1, (copies, num_latents + 1))[:, :, 1:]
+        return self.velocity_head(hidden).float()
 
     # ---- the clean sequence ----------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from ladi.train.presets_large import (
     ladir_gsm8k_qwen3_600m,
     ladir_math_llama8b,
 )
-from ladi.train.reasoner import LossConfig
 from ladi.train.rollout import RolloutConfig
 
 
@@ -40,7 +39,6 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
         vae_steps=3000,
         reasoner_steps=8000,
         rollout_steps=800,
-        loss=LossConfig(text_weight=1.0),
         rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
     )
     return pipeline(sizes, root, seed)
@@ -60,7 +58,6 @@ def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
         vae_steps=4000,
         reasoner_steps=20_000,
         rollout_steps=800,
-        loss=LossConfig(text_weight=1.0),
         rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
     )
     return pipeline(sizes, root, seed)

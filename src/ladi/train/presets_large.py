@@ -11,7 +11,6 @@ from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.math import Math
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
-from ladi.train.reasoner import LossConfig
 from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig
 
@@ -48,7 +47,6 @@ def ladir_gsm8k_qwen3_600m(root: Path = Path("runs/ladir_gsm8k_qwen3_600m"), see
         vae_lr=1e-4,
         reasoner_lr=5e-5,
         rollout_lr=1e-5,
-        loss=LossConfig(text_weight=1.0),
         rollout=RolloutConfig(num_steps=10),
         rl_lr=1e-6,
         rl_questions=32,

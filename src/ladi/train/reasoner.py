@@ -1,11 +1,6 @@
 """Stage 1 (teacher forcing): velocities of each block given the VAE's earlier blocks, the stop head and the answer.
 
 L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR, section 3.3)
-    + text_weight L_text                                                  (ours; 0 leaves it out)
-
-L_FM hardly punishes a velocity that leaks a little mass to many wrong blocks, because it squares the error of each.
-L_text does: it is the cross-entropy of the block's text under the VAE's frozen decoder, at latents that a second linear
-head reads from the same hidden states as the velocity. The velocity still minimises L_FM; its features get better.
 """
 
 from dataclasses import dataclass, field
@@ -15,13 +10,12 @@ from typing import Literal
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
-from ladi.inference.text import blocks_of
 from ladi.losses import masked_mean, token_cross_entropy, velocity_mse
 from ladi.models.backbone import Backbone
-from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
+from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import ThoughtVAE
 from ladi.rundir import open_run
 from ladi.train import loop
@@ -35,8 +29,6 @@ class LossConfig:
     flow_weight: float = 5.0
     answer_weight: float = 1.0
     stop_weight: float = 1.0
-    text_weight: float = 0.0
-    """Of the block's text, written by the VAE's decoder from the text head of one noisy copy; 0 trains without it."""
     noise_draws: int = 4
     """R: noisy copies of each block that share one context."""
     times: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -76,15 +68,6 @@ class Batch:
     target: Float[Tensor, "B K N D"]
     context: Float[Tensor, "B K N D"]
     block_valid: Bool[Tensor, "B K"]
-    text: tuple[Int[Tensor, "B K T"], Bool[Tensor, "B K T"]] | None = None
-    """The blocks' texts, where the loss needs them."""
-
-    def block(self, number: int) -> "Batch":
-        """One block of each row."""
-        this = slice(number, number + 1)
-        text = None if self.text is None else (self.text[0][:, this], self.text[1][:, this])
-        blocks = self.target[:, this], self.context[:, this], self.block_valid[:, this]
-        return Batch(self.question, self.answer, *blocks, text)
 
 
 def make_batch(
@@ -93,45 +76,22 @@ def make_batch(
     tokens: tuple[Tokens, Tokens],
     target: str,
     generator: torch.Generator,
-    text: Tokens | None = None,
 ) -> Batch:
     """Standardised flow targets and clean context blocks from posteriors."""
     sample = vae.standardise(encoded.sample(generator))
     x0 = sample if target == "sample" else vae.standardise(encoded.mean)
-    if text is not None:  # (M, T) of the real blocks, row by row
-        padded = [x.new_zeros(*encoded.valid.shape, x.shape[1]) for x in text]
-        for place, x in zip(padded, text, strict=True):
-            place[encoded.valid] = x
-        text = padded[0], padded[1]
-    return Batch(*tokens, target=x0, context=sample, block_valid=encoded.valid, text=text)
+    return Batch(*tokens, target=x0, context=sample, block_valid=encoded.valid)
 
 
-def flow_losses(
-    reasoner: LatentReasoner, blocks: Context, batch: Batch, config: LossConfig, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """`loss/flow`: L_FM over R noise draws of every block, mean over latents and channels, then over real blocks and
-    draws; `loss/text`, if it has a weight: cross-entropy of real blocks, from the first draw of each, token mean."""
+def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig, generator: torch.Generator) -> Tensor:
+    """L_FM over R noise draws of every block: mean over latents and channels, then over real blocks and draws."""
     x0 = batch.target.repeat_interleave(config.noise_draws, dim=1)  # (B, K * R, N, D)
     t = draw_times(x0.shape[:2], generator, distribution=config.times, mean=config.times_mean, std=config.times_std).to(
         x0.device
     )
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-    hidden = reasoner.denoise(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)
-    valid = batch.block_valid.repeat_interleave(config.noise_draws, 1)
-    v = reasoner.velocity_head(hidden).float()
-    losses = {"loss/flow": velocity_mse(v, velocity_target(x0, noise), valid)}
-    if config.text_weight:
-        losses["loss/text"] = text_loss(reasoner, hidden[:, :: config.noise_draws], batch)
-    return losses
-
-
-def text_loss(reasoner: LatentReasoner, hidden: Float[Tensor, "B K N C"], batch: Batch) -> Tensor:
-    """L_text: cross-entropy of each real block's text, nats a token, given hidden states of one noisy copy of it."""
-    assert reasoner.text_head is not None
-    assert batch.text is not None
-    ids, valid = (x[batch.block_valid] for x in batch.text)
-    latents = reasoner.vae.restore(reasoner.text_head(hidden[batch.block_valid]).float())
-    return token_cross_entropy(reasoner.vae.decode_logits(latents, ids, valid), ids, valid, reduction="token_mean")
+    v = reasoner.velocity(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)
+    return velocity_mse(v, velocity_target(x0, noise), batch.block_valid.repeat_interleave(config.noise_draws, 1))
 
 
 def stop_loss(logits: Float[Tensor, "B K"], block_valid: Bool[Tensor, "B K"]) -> Tensor:
@@ -146,9 +106,8 @@ def draw_rows(probability: float, batch: Batch, generator: torch.Generator) -> B
 
 
 def total(terms: dict[str, Tensor], config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the terms `loss/flow`, `loss/text`, `loss/answer`, `loss/stop`, and the terms for the log."""
+    """The weighted sum of the terms `loss/flow`, `loss/answer`, `loss/stop`, and the terms for the log."""
     weights = {
-        "loss/text": config.text_weight,
         "loss/flow": config.flow_weight,
         "loss/answer": config.answer_weight,
         "loss/stop": config.stop_weight,
@@ -157,7 +116,7 @@ def total(terms: dict[str, Tensor], config: LossConfig) -> tuple[Tensor, dict[st
 
 
 def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, config: LossConfig):
-    """L of stage 1 and its terms."""
+    """L of stage 1 and its three terms."""
     clean = reasoner.read(
         batch.question,
         batch.context,
@@ -168,7 +127,7 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
     )
     return total(
         {
-            **flow_losses(reasoner, clean.blocks, batch, config, generator),
+            "loss/flow": flow_loss(reasoner, clean.blocks, batch, config, generator),
             "loss/answer": token_cross_entropy(clean.answer_logits, *batch.answer, reduction="token_mean"),
             "loss/stop": stop_loss(clean.stop_logits, batch.block_valid),
         },
@@ -177,32 +136,19 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
 
 
 def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, config):
-    """`batch_at` of stages 1 and 2: problems and cached latents of one slice of a step.
-
-    Raises:
-        ValueError: if the loss has a text_weight but the reasoner no text head.
-    """
-    weight = config.loss.text_weight
-    if weight and reasoner.text_head is None:
-        raise ValueError(f"text_weight is {weight}, but this reasoner was trained without a text head; set it to 0")
+    """`batch_at` of stages 1 and 2: problems and cached latents of one slice of a step."""
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         size = config.loop.batch_size
         problems = config.data.problems(step, size, start, stop)
         encoded = cache.rows(config.data.indices(step, size, start, stop), reasoner.backbone.device)
         tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
-        text = None
-        if weight:
-            kind, separator = vae.config.block, config.data.task.step_separator
-            blocks = [block for p in problems for block in blocks_of(p, kind, separator)]
-            text = vae.decoder.tokenize(blocks, add_eos=True)
         return make_batch(
             vae,
             encoded,
             tokens,
             config.loss.target,
             loop.step_generator(config.loop.seed, step, 10_000 + start),
-            text,
         )
 
     return batch_at
@@ -218,7 +164,6 @@ def main(config: Config) -> Path:
         latent_width=vae.config.latent_width,
         max_blocks=config.max_blocks,
         max_answer_tokens=config.max_answer_tokens,
-        text_head=config.loss.text_weight > 0,
     )
     reasoner = LatentReasoner.from_backbone(shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed)
     with loop.main_process_first():

@@ -20,7 +20,7 @@ from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import DataConfig, precompute_latents
-from ladi.train.reasoner import Batch, LossConfig, batches, draw_rows, flow_losses, stop_loss, total
+from ladi.train.reasoner import Batch, LossConfig, batches, draw_rows, flow_loss, stop_loss, total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,9 @@ def loss(
     flow, stop_logits = [], []
     for block in range(batch.block_valid.shape[1]):
         context, running = reasoner.context(prefix), batch.block_valid[:, block]
-        losses = flow_losses(reasoner, context, batch.block(block), config, generator)
-        flow.append((losses, running.float().mean()))
+        this = slice(block, block + 1)
+        oracle = Batch(batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None])
+        flow.append((flow_loss(reasoner, context, oracle, config, generator), running.float().mean()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and rollout.denoising_gradient):
             z = denoise_block(velocity_in(reasoner, context), batch.target[:, block], rollout, generator)
         prefix, logit = reasoner.add_block(prefix, z, running)
@@ -97,10 +98,7 @@ def loss(
     weight = sum(share for _, share in flow)
     return total(
         {
-            **{
-                name: sum((losses[name] * share for losses, share in flow), torch.zeros(())) / weight
-                for name in flow[0][0]
-            },
+            "loss/flow": sum((term * share for term, share in flow), torch.zeros(())) / weight,
             "loss/answer": token_cross_entropy(
                 answer_logits(reasoner, prefix, batch), *batch.answer, reduction="token_mean"
             ),
