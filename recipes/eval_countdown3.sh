@@ -35,13 +35,16 @@ $EVAL $small --split test_unseen --model-dir $A/stage1 --label "LaDiR" --json $V
 $EVAL $small --split test_unseen --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $V/eval/unseen_rl.json
 ladi report $V --out $V/report.html --title "Countdown-3, variants" --markdown docs/results.md#cd3_variants
 
-# Sweeps of the sampler: denoising steps, repulsion, initial noise.
+# Sweeps of the sampler: denoising steps, repulsion, classifier-free guidance, initial noise.
 S=${OUT}_sweeps
 for steps in 2 5 10 30 50; do
   $EVAL $small --model-dir $A/stage1 --sample.num-steps $steps --label "LaDiR" --json $S/eval/steps_$(printf %02d $steps).json
 done
 for gamma in 0.3 0.8 3.0 10.0; do
   $EVAL $small --model-dir $A/stage1 --sample.guidance $gamma --label "LaDiR" --json $S/eval/guidance_$gamma.json
+done
+for scale in 1.5 2 3 5; do
+  $EVAL $small --model-dir $A/stage1 --sample.guidance-scale $scale --label "LaDiR" --json $S/eval/scale_$scale.json
 done
 for noise in 0.5 0.7 0.85 1.5 2.0; do
   $EVAL $small --model-dir $A/stage1 --sample.initial-noise $noise --label "LaDiR" --json $S/eval/noise_$noise.json

@@ -238,6 +238,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "readout": config.readout,
         "num_steps": config.sample.num_steps if isinstance(model, LatentReasoner) else 0,
         "guidance": config.sample.guidance,
+        "guidance_scale": config.sample.guidance_scale,
         "initial_noise": config.sample.initial_noise,
         "noise_level": config.sample.noise_level,
         "temperature": config.sample.temperature,

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 JsonObject = dict[str, Any]
 
-SETTINGS = ("readout", "num_steps", "guidance", "initial_noise", "noise_level", "temperature")
+SETTINGS = ("readout", "num_steps", "guidance", "guidance_scale", "initial_noise", "noise_level", "temperature")
 """The fields of `Evaluation` that say how it was sampled."""
 
 
@@ -53,6 +53,8 @@ class Evaluation:
     readout: str | None
     num_steps: float | None
     guidance: float | None
+    guidance_scale: float
+    """Classifier-free; 1 where a record does not name it."""
     initial_noise: float | None
     noise_level: float | None
     temperature: float | None
@@ -204,6 +206,7 @@ def read_evaluation(path: Path) -> Evaluation:
         readout=text("readout"),
         num_steps=number("num_steps"),
         guidance=number("guidance"),
+        guidance_scale=fields.number("guidance_scale") if fields.has("guidance_scale") else 1.0,
         initial_noise=number("initial_noise"),
         noise_level=number("noise_level"),
         temperature=number("temperature"),

@@ -86,6 +86,7 @@ def sweep_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -
     axes = {
         "num_steps": "denoising steps",
         "guidance": "guidance strength",
+        "guidance_scale": "classifier-free guidance scale",
         "initial_noise": "scale of the initial noise",
     }
     figures, shown = [], []

@@ -130,7 +130,7 @@ def result_row(evaluation: Evaluation, varied: Sequence[str], ks: Sequence[int])
 
 def setting(evaluation: Evaluation, name: str) -> object:
     """A sampler setting; None for those of latents where a token-level model (no denoising steps) was sampled."""
-    is_of_latents = name in ("num_steps", "guidance", "initial_noise", "noise_level")
+    is_of_latents = name in ("num_steps", "guidance", "guidance_scale", "initial_noise", "noise_level")
     return None if is_of_latents and evaluation.num_steps == 0 else getattr(evaluation, name)
 
 
