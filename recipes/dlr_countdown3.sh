@@ -15,6 +15,10 @@ $EVAL --latent-use-samples 0 --num-samples 1 --ks 1 --model-dir $R/sft/final --l
 
 ladi train dlr-warmup $P --loop.steps 600
 $EVAL --latent-use-samples 4 --model-dir $R/dlr_warmup/final --label "DLR, warm start only" --json $OUT/eval/3_warmup.json
+for scale in 3 6; do  # of the policy's noise
+  $EVAL --latent-use-samples 0 --model-dir $R/dlr_warmup/final --sample.initial-noise $scale \
+    --label "DLR, warm start only, noise x $scale" --json $OUT/eval/3_warmup_noise_$scale.json
+done
 
 ladi train grpo $P --loop.steps 50 --policy.num-generations 32
 $EVAL $token --model-dir $R/grpo/final --label "main + token GRPO, 32 decoded" --json $OUT/eval/2_grpo.json
