@@ -15,7 +15,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def write(path: Path, *rows) -> Jsonl:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
     return Jsonl(path=path)
 
 
@@ -49,13 +49,31 @@ def test_splits_share_no_question_and_lose_none(tmp_path):
         ({"question": "q", "answer": "1", "steps": "c"}, "'steps' must be a list"),
         ({"question": "q", "answer": "1", "steps": []}, "'steps' must be a list"),
         ({"question": "q", "answer": 1, "cot": "c"}, "'answer' must be a text"),
+        ({"question": "half a \ud83d", "answer": "1", "cot": "c"}, "'question' must be a text"),
+        ({"question": "q", "answer": "1", "steps": ["\ude00"]}, "'steps' must be a list"),
+        ("[" * 100_000, "not JSON"),
     ],
+    ids=lambda value: repr(value)[:40],
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path, row, said):
     task = write(tmp_path / "bad.jsonl", {"question": "q", "cot": "c", "answer": "1"}, row)
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: ") as error:
         task.problem("train", 0)
     assert said in str(error.value)
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    task = write(tmp_path / "latin.jsonl", {"question": "q", "cot": "c", "answer": "1"})
+    task.path.write_bytes(task.path.read_bytes() + b'\n{"question": "caf\xe9"}')
+    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not JSON .*0xe9"):
+        task.problem("train", 0)
+
+
+def test_line_ends_inside_a_text_do_not_end_its_row(tmp_path):
+    rows = [{"question": f"{i}\u2028\x85?", "cot": "c", "answer": "1"} for i in range(40)]
+    task = write(tmp_path / "a.jsonl", *(json.dumps(row, ensure_ascii=False) for row in rows))
+    questions = [task.problem(s, i).question for s in task.splits for i in range(task.num_problems(s))]
+    assert sorted(questions) == sorted(row["question"] for row in rows)
 
 
 def test_missing_and_empty_files_are_said(tmp_path):

@@ -5,10 +5,12 @@
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ladi.tasks.answers import verify_answers
 from ladi.tasks.base import Problem, Verdict, characters, pick, stable_uniform
@@ -17,29 +19,34 @@ from ladi.tasks.blocks import SplitBy, split_cot
 SPLITS = ("train", "validation", "test")
 
 
-def parse_row(line: str, where: str, split_by: SplitBy) -> Problem:
+def is_text(value: Any) -> bool:
+    r"""Whether it is a text, not empty, that UTF-8 can hold: JSON can spell half a character, such as "\ud800"."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+
+
+def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
     """The problem of one line.
 
     Raises:
         ValueError: if the line is no JSON object with a question, an answer and either steps or cot; says where.
     """
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: need a JSON object, got {type(row).__name__}")
     for name in ("question", "answer"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
+        if not is_text(row.get(name)):
             raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {row.get(name)!r}")
     if ("steps" in row) == ("cot" in row):
         raise ValueError(f"{where}: need either 'steps' (a list of texts) or 'cot' (one text), got keys {sorted(row)}")
     if "steps" in row:
         steps = row["steps"]
-        if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
+        if not isinstance(steps, list) or not steps or not all(map(is_text, steps)):
             raise ValueError(f"{where}: 'steps' must be a list of texts that are not empty, got {steps!r}")
     else:
-        if not isinstance(row["cot"], str) or not row["cot"].strip():
+        if not is_text(row["cot"]):
             raise ValueError(f"{where}: 'cot' must be a text that is not empty, got {row['cot']!r}")
         steps = split_cot(row["cot"], split_by)
     return Problem(question=row["question"], steps=tuple(steps), answer=row["answer"])
@@ -54,7 +61,7 @@ def read_rows(path: Path, split_by: SplitBy) -> tuple[Problem, ...]:
     """
     if not path.is_file():
         raise ValueError(f"no file {path}; name a JSONL file of question, steps or cot, and answer")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().split(b"\n")  # not splitlines: JSON texts may hold other line ends, such as U+2028
     rows = tuple(parse_row(line, f"{path}, line {i}", split_by) for i, line in enumerate(lines, 1) if line.strip())
     if not rows:
         raise ValueError(f"{path} has no rows")
