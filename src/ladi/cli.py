@@ -26,6 +26,7 @@ from ladi.report import build_report, numbers_table, results_table, seeds_table,
 from ladi.rundir import provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
+from ladi.train.rewards import RewardError
 
 STAGES: dict[str, Callable[[Any], Path]] = {
     "sft": sft.main,
@@ -210,14 +211,14 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 
 
 def main() -> None:
-    """Run one command; what a user got wrong is said in one line, with exit status 2."""
+    """Run one command; what a user can mend is said in one line, with exit status 2."""
     args = sys.argv[1:]
     if not args or args[0] not in COMMANDS:
         print(USAGE)
         sys.exit(0 if args[:1] in ([], ["--help"], ["-h"]) else 2)
     try:
         COMMANDS[args[0]](args[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, RewardError) as error:
         print(f"ladi: {error}", file=sys.stderr)
         sys.exit(2)
 

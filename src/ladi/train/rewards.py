@@ -2,6 +2,7 @@
 
 import math
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,9 @@ RewardFunction = Callable[..., Sequence[float]]
 
 class RewardError(RuntimeError):
     """A reward function failed; the message names it and the sample, and training can be resumed."""
+
+    def __init__(self, said: str):
+        super().__init__(f"{said}. Fix it, then run the same command to go on from the last checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +107,11 @@ class Rewards:
         thread.join(self.config.time_limit)
         sample = f"first sample: question {problems[0].question!r}, text {texts[0]!r}"
         if thread.is_alive():
-            raise RewardError(f"reward {name!r} took more than {self.config.time_limit} s; {sample}")
+            raise RewardError(f"reward {name!r} took more than {self.config.time_limit} s (time_limit); {sample}")
         if failure:
-            raise RewardError(f"reward {name!r} raised {failure[0]!r}; {sample}") from failure[0]
+            frame = traceback.extract_tb(failure[0].__traceback__)[-1]
+            where = f"{frame.filename}, line {frame.lineno}"
+            raise RewardError(f"reward {name!r} raised {failure[0]!r} ({where}); {sample}") from failure[0]
         if len(result) != len(texts):
             raise RewardError(f"reward {name!r} returned {len(result)} values for {len(texts)} texts; {sample}")
         values = []
