@@ -1,14 +1,21 @@
-"""The losses of stages 1 and 2."""
+"""The losses of stages 1 and 2, and which problems the VAE is measured on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ladi.inference.text import alphabet
+from ladi.models.backbone import Backbone, BackboneConfig
+from ladi.models.vae import ThoughtVAEConfig
+from ladi.tasks.gsm8k import Gsm8k
 from ladi.train import reasoner as stage1
 from ladi.train import rollout as stage2
-from ladi.train.data import EncodedBlocks, LatentCache
+from ladi.train import vae as stage_a
+from ladi.train.data import DataConfig, EncodedBlocks, LatentCache
+from ladi.train.loop import LoopConfig
 from ladi.train.reasoner import Batch, LossConfig
 from ladi.train.rollout import RolloutConfig
 
@@ -110,6 +117,25 @@ def test_cached_rows_are_cut_to_the_longest_of_them():
     rows = cache.rows(torch.tensor([0, 2]), torch.device("cpu"))
     assert rows.mean.shape[1] == 2
     assert rows.valid.tolist() == [[True, False], [True, True]]
+
+
+def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):
+    task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
+    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
+    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
+    seen = {}
+    for name in ("store_statistics", "reconstruction"):
+        monkeypatch.setattr(stage_a, name, lambda vae, texts, *_, name=name: seen.setdefault(name, texts) and {})
+    config = stage_a.Config(
+        out_dir=tmp_path / "vae",
+        data=DataConfig(task=task, num_train=6),
+        backbone_dir=tmp_path / "lm",
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2),
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+    )
+    assert (stage_a.main(config) / "config.json").is_file()
+    assert seen["store_statistics"] == [step for i in range(6) for step in task.problem("train", i).steps]
+    assert seen["reconstruction"] == [step for i in range(4) for step in task.problem("test", i).steps]
 
 
 @pytest.mark.parametrize("start_time", [(0.0, 0.5), (0.6, 0.5), (0.5, 1.5)])

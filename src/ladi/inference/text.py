@@ -12,8 +12,18 @@ def alphabet(task: TaskConfig) -> str:
 
 
 def blocks_of(problem: Problem, block: str, separator: str) -> list[str]:
-    """Texts of the problem's blocks: its steps, or the whole chain of thought as one."""
-    return list(problem.steps) if block == "step" else [separator.join(problem.steps)]
+    """Texts of the problem's blocks: its steps, or the whole chain of thought as one.
+
+    Raises:
+        ValueError: if it has none, or an empty one.
+    """
+    blocks = list(problem.steps) if block == "step" else [separator.join(problem.steps)]
+    if not blocks or not all(text.strip() for text in blocks):
+        raise ValueError(
+            f"latents are learned from steps, but {problem.question[:60]!r} has {blocks or 'none'}; give it some or "
+            "leave it out (sft, grpo, dlr-warmup and dlr need no steps)"
+        )
+    return blocks
 
 
 def sft_target(problem: Problem, task: TaskConfig) -> str:

@@ -25,9 +25,9 @@ class Config:
     """Saved language model that encoder and decoder start from."""
     vae: ThoughtVAEConfig = field(default_factory=ThoughtVAEConfig)
     statistics_problems: int = 4096
-    """Training problems over which the latents' mean and standard deviation are taken."""
+    """Training problems over which the latents' mean and standard deviation are taken, at most `data.num_train`."""
     gate_problems: int = 1000
-    """Validation problems of the reconstruction report."""
+    """Problems of the reconstruction report, of the split `validation` (`test` where there is none), at most all."""
     loop: loop.LoopConfig
 
 
@@ -70,8 +70,9 @@ def reconstruction(
 
 
 def block_texts(task: TaskConfig, split: str, count: int, block: str) -> list[str]:
-    """Texts of all blocks of the first `count` problems of a split."""
-    problems = (task.problem(split, i) for i in range(count))
+    """Texts of all blocks of the first `count` problems of a split, or of all if there are fewer."""
+    available = task.num_problems(split)
+    problems = (task.problem(split, i) for i in range(count if available is None else min(count, available)))
     return [text for problem in problems for text in blocks_of(problem, block, task.step_separator)]
 
 
@@ -89,9 +90,11 @@ def main(config: Config) -> Path:
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
-    store_statistics(vae, block_texts(task, "train", config.statistics_problems, block), generator)
-    held_out = block_texts(task, "validation", config.gate_problems, block)
-    report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
-    if loop.is_main_process():
+    num_statistics = min(config.statistics_problems, config.data.num_train)
+    store_statistics(vae, block_texts(task, "train", num_statistics, block), generator)
+    split = "validation" if "validation" in task.splits else "test"
+    held_out = block_texts(task, split, config.gate_problems, block)
+    if held_out and loop.is_main_process():
+        report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
         write_json_atomic(run_dir / "reconstruction.json", report)
     return loop.save_final(vae, run_dir)
