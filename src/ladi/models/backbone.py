@@ -183,6 +183,7 @@ class Backbone(nn.Module):
         self.lm: Any = lm
         self.tokenizer: Any = tokenizer
         self.width: int = lm.config.hidden_size
+        self.max_positions: int = lm.config.max_position_embeddings
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.bot, self.eot, self.soa = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values())
@@ -206,7 +207,7 @@ class Backbone(nn.Module):
         """Load a model and tokenizer from a folder or the hub; missing special tokens are added.
 
         Raises:
-            ValueError: if the model is not of the Llama or Qwen3 family.
+            ValueError: if the model is not of the Llama or Qwen3 family, or its tokenizer has no end-of-text token.
         """
         lm = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
@@ -214,11 +215,17 @@ class Backbone(nn.Module):
         if lm.config.model_type not in ("llama", "qwen3"):
             raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {name_or_path} has no end-of-text token; set eos_token in its tokenizer_config.json"
+            )
         missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"additional_special_tokens": missing})
             if len(tokenizer) > lm.config.vocab_size:
-                lm.resize_token_embeddings(len(tokenizer))
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)  # every load has to draw the same, or a frozen model is another each time
+                    lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return cls(lm, tokenizer)
 
     def save_pretrained(self, folder: Path) -> None:
@@ -269,11 +276,16 @@ class Backbone(nn.Module):
     def tokenize(
         self, texts: Sequence[str], *, side: Literal["left", "right"] = "right", add_eos: bool = False
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        """Token ids padded on one side to the longest text, and which of them are real."""
+        """Token ids padded on one side to the longest text, and which of them are real.
+
+        Raises:
+            ValueError: if a text has more tokens than the model has positions.
+        """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         if add_eos:
             rows = [[*row, self.eos] for row in rows]
         length = max(len(row) for row in rows)
+        self.check_length(length, next(text for text, row in zip(texts, rows, strict=True) if len(row) == length))
         ids = torch.full((len(rows), length), self.pad)
         valid = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):
@@ -281,6 +293,18 @@ class Backbone(nn.Module):
             ids[i, span] = torch.tensor(row, dtype=torch.long)
             valid[i, span] = True
         return ids.to(self.device), valid.to(self.device)
+
+    def check_length(self, num_tokens: int, text: str) -> None:
+        """Raise if `text`, with what stands beside it, is longer than what the model can read.
+
+        Raises:
+            ValueError: with both lengths and the beginning of the text.
+        """
+        if num_tokens > self.max_positions:
+            raise ValueError(
+                f"{num_tokens} tokens, but the model has {self.max_positions} positions: {text[:60]!r}...; leave this "
+                "problem out, or take a model with more (of a new one: backbone.max_positions)"
+            )
 
     def detokenize(self, ids: Int[Tensor, "B T"]) -> list[str]:
         """Texts of id rows, each cut at its first `<eos>`; special tokens are left out."""

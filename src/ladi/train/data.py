@@ -169,5 +169,12 @@ class LatentCache:
 
 
 def tokenize_pairs(backbone: Backbone, questions: Sequence[str], answers: Sequence[str]) -> tuple[Tokens, Tokens]:
-    """Questions padded on the left, answers with `<eos>` padded on the right."""
-    return backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)
+    """Questions padded on the left, answers with `<eos>` padded on the right.
+
+    Raises:
+        ValueError: if a question and its answer have more tokens than the model has positions.
+    """
+    question, answer = backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)
+    lengths = question[1].sum(1) + answer[1].sum(1)
+    backbone.check_length(int(lengths.max()), questions[int(lengths.argmax())])
+    return question, answer
