@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def to_json(value: Any) -> Any:
@@ -30,15 +32,32 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says which file or folder could not be written, and how to go on.
+
+    Raises:
+        OSError: in place of what the block raises for want of space or rights (a library's need not name the file).
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot write {path} ({error}); what was written before is untouched: free some space and run the same "
+            "command to go on, or choose another folder"
+        ) from error
+
+
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write JSON so that the file is the old one or the new one, never half of one."""
     path = Path(path)
     partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w") as file:
-        json.dump(to_json(value), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    with writing(path):
+        with partial.open("w") as file:
+            json.dump(to_json(value), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
 
 
 @contextmanager
@@ -46,16 +65,17 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises."""
     partial = final.with_name(f".tmp-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        with writing(final):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -87,11 +107,9 @@ def open_run(out_dir: Path, config: Any) -> Path:
         return out_dir
     wanted = to_json(asdict(config))
     wanted.pop("out_dir", None)
-    try:
+    with writing(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(out_dir / "provenance.json", provenance())
-    except OSError as error:
-        raise OSError(f"cannot write the run folder {out_dir}: {error}; choose another out_dir") from error
+    write_json_atomic(out_dir / "provenance.json", provenance())
     path = out_dir / "config.json"
     if path.is_file():
         changed = differences(json.loads(path.read_text()), wanted)
@@ -156,7 +174,8 @@ def check_disk_space(path: Path, needed_bytes: int) -> None:
 def append_metrics(run_dir: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Add one line; a value that is not finite becomes null."""
     values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-    with (run_dir / "metrics.jsonl").open("a") as file:
+    path = run_dir / "metrics.jsonl"
+    with writing(path), path.open("a") as file:
         file.write(json.dumps({"step": step, **values}) + "\n")
 
 
@@ -170,9 +189,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def truncate_metrics(run_dir: Path, step: int) -> None:
     """Drop lines after `step`: a resumed run writes them again."""
     kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
-    partial = run_dir / ".tmp-metrics.jsonl"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.rename(run_dir / "metrics.jsonl")
+    path, partial = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
+    with writing(path):
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.rename(path)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------
@@ -193,6 +213,27 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(checkpoints(run_dir)), None)
 
 
+def seal_checkpoint(folder: Path, step: int) -> None:
+    """Write the state.json of a checkpoint whose tensors are written: its step and their fingerprint."""
+    (folder / "state.json").write_text(json.dumps({"step": step, "sha256": folder_fingerprint(folder)}, indent=2))
+
+
+def sealed_step(folder: Path) -> int:
+    """The step of a checkpoint whose files are those that were written.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # what a damaged state.json leads to
+        state = json.loads((folder / "state.json").read_text())
+        is_whole = state.get("sha256") in (None, folder_fingerprint(folder))  # None: written without one
+        if is_whole and folder.name == f"step-{state['step']:08d}":
+            return state["step"]
+    before = [path.name for path in checkpoints(folder.parents[1]) if path.name < folder.name]
+    then = f"goes on from {before[-1]}" if before else "starts over"
+    raise ValueError(f"checkpoint {folder} is damaged; delete it, and the same command {then}")
+
+
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for path in checkpoints(run_dir)[:-keep]:
@@ -204,5 +245,7 @@ def folder_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(folder).rglob("*") if p.suffix == ".safetensors" or p.name == "config.json"):
         digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
-from ladi.rundir import folder_fingerprint, is_first_process
+from ladi.rundir import folder_fingerprint, is_first_process, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 
@@ -71,7 +71,8 @@ def precompute_latents(
     """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
 
     Raises:
-        ValueError: if `path` holds latents of another VAE or of other data.
+        ValueError: if `path` holds latents of another VAE or of other data, or is damaged.
+        OSError: if it cannot be written.
     """
     wanted = latents_fingerprint(vae_dir, data, max_blocks)
     if path.is_file():
@@ -87,11 +88,12 @@ def precompute_latents(
         encoded = encode_blocks(vae, texts, max_blocks)
         mean[first : rows.stop], log_var[first : rows.stop] = encoded.mean, encoded.log_var
         num_blocks[first : rows.stop] = encoded.valid.sum(1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     tensors = {"mean": mean, "log_var": log_var, "num_blocks": num_blocks}
-    save_file(tensors, partial, metadata={"fingerprint": wanted})
-    partial.rename(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"fingerprint": wanted})
+        partial.rename(path)
     return LatentCache.load(path, wanted)
 
 
@@ -148,16 +150,20 @@ class LatentCache:
         """Read the cache.
 
         Raises:
-            ValueError: if it was made by another VAE or from other data.
+            ValueError: if it was made by another VAE or from other data, or is damaged.
         """
-        with safe_open(path, "pt") as file:
-            found = (file.metadata() or {}).get("fingerprint", "none")
-            if found != fingerprint:
-                raise ValueError(
-                    f"{path} holds latents of another VAE or other data (fingerprint {found[:12]}, "
-                    f"need {fingerprint[:12]}); delete it or name another file"
-                )
-            return cls(*(file.get_tensor(name) for name in ("mean", "log_var", "num_blocks")))
+        try:
+            with safe_open(path, "pt") as file:
+                found = (file.metadata() or {}).get("fingerprint", "none")
+                tensors = [file.get_tensor(name) for name in ("mean", "log_var", "num_blocks")]
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it, and the latents are computed again") from error
+        if found != fingerprint:
+            raise ValueError(
+                f"{path} holds latents of another VAE or other data (fingerprint {found[:12]}, "
+                f"need {fingerprint[:12]}); delete it or name another file"
+            )
+        return cls(*tensors)
 
     def rows(self, indices: Int[Tensor, " B"], device: torch.device) -> EncodedBlocks:
         """Posteriors of some examples, padded to the longest of them."""

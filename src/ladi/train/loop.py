@@ -5,7 +5,6 @@ step's number: batches come by index and every micro-batch has a generator seede
 resumed run equals the uninterrupted one and no generator state need be saved.
 """
 
-import json
 import math
 import signal
 import sys
@@ -42,8 +41,9 @@ from ladi.rundir import (
     checkpoint_dir,
     latest_checkpoint,
     prune_checkpoints,
+    seal_checkpoint,
+    sealed_step,
     truncate_metrics,
-    write_json_atomic,
 )
 
 BatchAt = Callable[[int, int, int], Any]
@@ -130,9 +130,10 @@ def is_main_process() -> bool:
 
 
 def save_final(model: Any, run_dir: Path) -> Path:
-    """Write the finished model to `final/`, once whatever the number of processes; returns the folder."""
+    """Write the finished model to `final/`, whole or not at all, once whatever the number of processes; returns it."""
     if is_main_process():
-        model.save_pretrained(run_dir / "final")
+        with atomic_dir(run_dir / "final") as folder:
+            model.save_pretrained(folder)
     PartialState().wait_for_everyone()
     return run_dir / "final"
 
@@ -242,14 +243,18 @@ class State:
             if self.ema:
                 save_file(self.ema, folder / "ema.safetensors")
             save_file(moments, folder / "optimizer.safetensors")
-            write_json_atomic(folder / "state.json", {"step": self.step})
+            seal_checkpoint(folder, self.step)
         prune_checkpoints(run_dir, keep)
         return final
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint."""
-        self.step = json.loads((folder / "state.json").read_text())["step"]
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        self.step = sealed_step(folder)
         saved = load_file(folder / "model.safetensors")
         for name, tensor in {**self.trainable, **dict(self.model.named_buffers())}.items():
             tensor.copy_(saved[name])
@@ -313,8 +318,8 @@ class Meter:
         return result
 
 
-def check_finite(metrics: dict[str, float], step: int, batch_size: int, run_dir: Path) -> None:
-    """Raise if a loss or the gradient norm is not finite.
+def check_finite(metrics: dict[str, float], step: int, first: int, batch_size: int, run_dir: Path) -> None:
+    """Raise if a loss or the gradient norm is not finite; `first` is the first example of the step's batch.
 
     Raises:
         FloatingPointError: with the step, the terms, the examples and the last good checkpoint.
@@ -322,9 +327,8 @@ def check_finite(metrics: dict[str, float], step: int, batch_size: int, run_dir:
     if all(math.isfinite(value) for name, value in metrics.items() if name.startswith(("loss/", "optim/"))):
         return
     terms = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
-    first = step * batch_size
     raise FloatingPointError(
-        f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1}; "
+        f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1} (modulo num_train); "
         f"last good checkpoint: {latest_checkpoint(run_dir) or 'none'}. Lower lr, or look at these examples"
     )
 
@@ -353,7 +357,8 @@ def run(
     which parameters have another learning rate or are not clipped.
 
     Raises:
-        ValueError: if checkpoint_every is not a multiple of `unit`, or the batch cannot be shared by the processes.
+        ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes, or the
+            newest checkpoint is damaged.
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
@@ -393,7 +398,7 @@ def run(
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = lr * group["scale"]
-            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare)
+            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare, unit)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
             meter.add({**metrics, "optim/lr": lr})
@@ -427,6 +432,7 @@ def train_step(
     batch_at: BatchAt,
     run_dir: Path,
     prepare: Callable[[int, Share], None] | None,
+    unit: int,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
     share = config.batch_size // accelerator.num_processes
@@ -450,7 +456,7 @@ def train_step(
     sums = merged(parts)
     sums["optim/grad_norm"] = float(gradient_norm(state.trainable.values()))
     torch.nn.utils.clip_grads_with_norm_(state.clipped, config.optim.max_grad_norm, gradient_norm(state.clipped))
-    check_finite(sums, state.step, config.batch_size, run_dir)
+    check_finite(sums, state.step, state.step // unit * config.batch_size, config.batch_size, run_dir)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad()
