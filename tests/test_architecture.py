@@ -26,6 +26,7 @@ ONLY_IN = {
     "transformers": ("ladi.models.backbone", "ladi.bench_rl"),
     "matplotlib": ("ladi.report",),
     "math_verify": ("ladi.tasks.math_worker",),
+    "reasoning_gym": ("ladi.tasks.gym",),
 }
 """Third-party package -> the modules (or packages) that may import it."""
 

@@ -7,6 +7,7 @@ from ladi.tasks.base import Problem, Verdict
 from ladi.tasks.code import Code
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.gym import Gym
 from ladi.tasks.jsonl import Jsonl
 from ladi.tasks.math import Math
 
@@ -17,9 +18,10 @@ TASKS = {
     "gsm8k": Gsm8k,
     "math": Math,
     "code": Code,
+    "gym": Gym,
 }
 
-TaskConfig = Countdown | Arithmetic | Jsonl | Gsm8k | Math | Code
+TaskConfig = Countdown | Arithmetic | Jsonl | Gsm8k | Math | Code | Gym
 
 
 def verify_all(task: TaskConfig, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:

@@ -12,6 +12,7 @@ from ladi.models.vae import ThoughtVAEConfig
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.countdown import Countdown
+from ladi.tasks.gym import Gym
 from ladi.tasks.jsonl import Jsonl
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
@@ -137,13 +138,23 @@ def dlr_pipeline(task: TaskConfig, max_answer_tokens: int, root: Path, seed: int
 
 def jsonl_small(root: Path = Path("runs/jsonl_small"), seed: int = 0) -> Pipeline:
     """Your own data: `--data.task.path FILE`, and `--backbone.name-or-path MODEL` to start from a pretrained one."""
+    return free_text_pipeline(Jsonl(), 1000, root, seed)
+
+
+def gym_small(root: Path = Path("runs/gym_small"), seed: int = 0) -> Pipeline:
+    """A generator of reasoning-gym: `--data.task.dataset NAME`, `--data.task.settings JSON`; few of them have steps."""
+    return free_text_pipeline(Gym(), 10_000, root, seed)
+
+
+def free_text_pipeline(task: TaskConfig, num_train: int, root: Path, seed: int) -> Pipeline:
+    """An experiment with questions and steps in words."""
     sizes = Sizes(
-        task=Jsonl(),
+        task=task,
         backbone=BackboneConfig(width=320, num_layers=6, num_heads=10, mlp_width=896, max_positions=2048, seed=seed),
         vae=ThoughtVAEConfig(num_latents=4, latent_width=64, decoder="full", beta=0.05, max_block_tokens=256),
         max_blocks=8,
         max_answer_tokens=64,
-        num_train=1000,
+        num_train=num_train,
         batch_size=64,
         micro_batch_size=16,
         optimizer="adamw",
@@ -168,6 +179,7 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "dlr_arithmetic": dlr_arithmetic,
     "jsonl_small": jsonl_small,
     "ladir_gsm8k_qwen3_600m": ladir_gsm8k_qwen3_600m,
+    "gym_small": gym_small,
     "ladir_math_llama8b": ladir_math_llama8b,
     "ladir_code_qwen3_8b": ladir_code_qwen3_8b,
     "ladi_rl_code_qwen3_8b": ladi_rl_code_qwen3_8b,
