@@ -108,6 +108,29 @@ def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
     assert (after - plain).abs().max() > 1e-3  # the update was merged, not dropped
 
 
+def test_recomputed_layers_give_the_same_gradients_and_keep_less(backbone):
+    """Also through cached keys and values, and for a pass whose hidden states are not used."""
+    ids = torch.randint(6, 26, (2, 9), generator=torch.Generator().manual_seed(0))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+
+    def gradients() -> tuple[dict[str, torch.Tensor], int]:
+        kept = []
+        backbone.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            prefix, _ = append(backbone, None, backbone.embed(ids[:, :4]), valid[:, :4])
+            _, hidden = append(backbone, prefix, backbone.embed(ids[:, 4:]), valid[:, 4:])
+        hidden.square().sum().backward()
+        return {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}, sum(kept)
+
+    plain, kept = gradients()
+    backbone.recompute_layers()
+    recomputed, kept_less = gradients()
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=0, atol=0)
+    assert kept_less < kept / 3
+
+
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="must be a multiple of num_heads"):
         BackboneConfig(width=30, num_heads=4)

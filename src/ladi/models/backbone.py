@@ -7,6 +7,7 @@ and text <-> ids. Gradients flow through cached keys and values into the context
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -175,6 +177,33 @@ def lm_shape(config: BackboneConfig, vocab_size: int) -> LmShape:
     )
 
 
+class Cache(DynamicCache):
+    """Keys and values of a pass: `past` and what the pass appends to it, in `now`.
+
+    A layer that is recomputed in the backward pass appends again; it finds the same `past` and changes nothing.
+    """
+
+    def __init__(self, past: KeyValues | None):
+        super().__init__()
+        self.past = past
+        self.now: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """All keys and values of a layer, given those of the pass (transformers calls this)."""
+        keys, values = key_states.contiguous(), value_states.contiguous()
+        if self.past is not None:
+            past_keys, past_values = self.past[layer_idx]
+            keys, values = torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
+        self.now.setdefault(layer_idx, (keys, values))
+        return keys, values
+
+
+def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 class Backbone(nn.Module):
     """A causal LM and its tokenizer; `width` is C, `eos`, `pad`, `bot`, `eot` and `soa` are token ids."""
 
@@ -240,6 +269,17 @@ class Backbone(nn.Module):
         self.lm = get_peft_model(self.lm, config)
 
     @property
+    def decoder(self) -> Any:
+        """The language model without its head."""
+        return self.lm.get_base_model().model if hasattr(self.lm, "get_base_model") else self.lm.model
+
+    def recompute_layers(self) -> None:
+        """From now on compute a layer's activations again in the backward pass instead of keeping them."""
+        for layer in self.decoder.layers:
+            if not isinstance(layer.forward, partial):
+                layer.forward = partial(_recomputed, layer.forward)
+
+    @property
     def device(self) -> torch.device:
         return self.lm.get_input_embeddings().weight.device
 
@@ -258,16 +298,15 @@ class Backbone(nn.Module):
 
         `past` holds the S tokens before; it is not changed.
         """
-        cache: Any = DynamicCache(ddp_cache_data=past) if past is not None else DynamicCache()
-        decoder = self.lm.get_base_model().model if hasattr(self.lm, "get_base_model") else self.lm.model
-        out = decoder(
+        cache = Cache(past)
+        out = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask[:, None],
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
-        return out.last_hidden_state, tuple((layer.keys, layer.values) for layer in cache.layers)
+        return out.last_hidden_state, tuple(cache.now[layer] for layer in sorted(cache.now))
 
     def logits(self, hidden: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch V"]:
         """LM-head logits of hidden states."""

@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ladi.arrays import Tensor
+from ladi.models.backbone import Backbone
 from ladi.rundir import (
     append_metrics,
     atomic_dir,
@@ -85,6 +86,8 @@ class LoopConfig:
     micro_batch_size: int = 256
     """Examples per forward and backward pass of one process."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    """Compute activations of the transformer's layers again in the backward pass: less memory, a third more time."""
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
@@ -379,6 +382,10 @@ def run(
         )
     accelerator.init_trackers(label)
     model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        for part in model.modules():
+            if isinstance(part, Backbone):
+                part.recompute_layers()
     state = State(model, config.optim, treatment)
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is not None:
