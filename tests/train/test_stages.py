@@ -1,12 +1,16 @@
-"""The losses of stages 1 and 2, and which problems the VAE is measured on."""
+"""The losses of stages 1 and 2, which problems the VAE is measured on, and LoRA of the stages that train heads."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ladi import cli
+from ladi.bundled import ASSETS
 from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
@@ -19,6 +23,7 @@ from ladi.train.loop import LoopConfig
 from ladi.train.reasoner import Batch, LossConfig
 from ladi.train.rollout import RolloutConfig
 
+BUNDLED = ASSETS / "cd3_tiny"
 VALID = torch.tensor([[True, True], [True, False]])
 
 
@@ -142,3 +147,42 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
 def test_a_start_time_outside_its_range_is_refused(start_time):
     with pytest.raises(ValueError, match="start_time"):
         RolloutConfig(start_time=start_time)
+
+
+@pytest.mark.parametrize(
+    ("stage", "start", "arguments"),
+    [
+        (
+            "reasoner",
+            "ar",
+            f"--backbone-dir {BUNDLED}/ar --vae-dir {BUNDLED}/vae --latents-path ROOT/latents.safetensors",
+        ),
+        (
+            "rl",
+            "stage1/backbone",
+            f"--model-dir {BUNDLED}/stage1 --policy.num-latents 2 --policy.texts-per-latent 2 --policy.num-steps 3 "
+            "--policy.replay-steps 1 --reward.functions tests.train.test_dlr:even_digits",
+        ),
+    ],
+)
+def test_lora_changes_matrices_by_its_rank_and_trains_the_heads_in_full(tmp_path, monkeypatch, stage, start, arguments):
+    loop = (
+        "--loop.steps 2 --loop.batch-size 4 --loop.micro-batch-size 4 --loop.gradient-checkpointing "
+        "--loop.optim.name adamw --loop.optim.lr 1e-3 --loop.optim.warmup-steps 1"
+    )
+    command = (
+        f"train {stage} --preset cd3_tiny --out-dir {tmp_path} --lora-rank 2 --data.num-train 8 {arguments} {loop}"
+    )
+    monkeypatch.setattr(sys, "argv", ["ladi", *command.replace("ROOT", str(tmp_path)).split()])
+    cli.main()
+    before = load_file(BUNDLED / start / "model.safetensors")
+    for name, weight in load_file(tmp_path / "final" / "backbone" / "model.safetensors").items():
+        change = weight - before[name]
+        if name.endswith("proj.weight"):
+            assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
+        else:
+            assert not change.any(), name
+    heads = load_file(tmp_path / "final" / "heads.safetensors")
+    old = load_file(BUNDLED / "stage1" / "heads.safetensors") if stage == "rl" else {}
+    for name in ("velocity_head.weight", "latent_in.weight", "time.mlp.0.weight"):
+        assert torch.linalg.matrix_rank(heads[name] - old.get(name, 0.0), rtol=1e-3) > 2

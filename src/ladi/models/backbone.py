@@ -263,10 +263,12 @@ class Backbone(nn.Module):
         lm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def add_lora(self, rank: int) -> None:
+    def add_lora(self, rank: int, seed: int = 0) -> None:
         """Freeze the weights and train low-rank updates of every linear layer instead (LoRA, arXiv:2106.09685)."""
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.lm = get_peft_model(self.lm, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the same start in all processes
+            self.lm = get_peft_model(self.lm, config)
 
     @property
     def decoder(self) -> Any:

@@ -51,6 +51,8 @@ class Config:
     vae_dir: Path
     backbone_dir: Path
     """Saved language model that the reasoner starts from."""
+    lora_rank: int = 0
+    """Above 0, train LoRA of this rank instead of all weights of the language model; the heads train in full."""
     latents_path: Path
     """Where the latents of the training set are cached."""
     max_blocks: int = 2
@@ -165,7 +167,10 @@ def main(config: Config) -> Path:
         max_blocks=config.max_blocks,
         max_answer_tokens=config.max_answer_tokens,
     )
-    reasoner = LatentReasoner.from_backbone(shape, Backbone.from_pretrained(config.backbone_dir), vae, config.loop.seed)
+    backbone = Backbone.from_pretrained(config.backbone_dir)
+    if config.lora_rank:
+        backbone.add_lora(config.lora_rank, config.loop.seed)
+    reasoner = LatentReasoner.from_backbone(shape, backbone, vae, config.loop.seed)
     with loop.main_process_first():
         cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
     reasoner = loop.run(

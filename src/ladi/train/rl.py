@@ -143,6 +143,8 @@ class Config:
     data: DataConfig
     model_dir: Path
     """Saved reasoner to start from; a path that starts with assets/ names one that came with ladi."""
+    lora_rank: int = 0
+    """Above 0, train LoRA of this rank instead of all weights of the language model; the heads train in full."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     latent: SurrogateConfig = field(default_factory=SurrogateConfig)
@@ -451,6 +453,8 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     rewards = Rewards(config.reward, config.data.task, functions)
     reasoner = LatentReasoner.from_pretrained(resolve(config.model_dir)).train()
     reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
+    if config.lora_rank:
+        reasoner.backbone.add_lora(config.lora_rank, config.loop.seed)
     reasoner = optimise(
         config,
         run_dir,

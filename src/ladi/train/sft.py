@@ -55,7 +55,7 @@ def main(config: Config) -> Path:
     run_dir = open_run(config.out_dir, config)
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     if config.lora_rank:
-        backbone.add_lora(config.lora_rank)
+        backbone.add_lora(config.lora_rank, config.loop.seed)
     task, batch_size = config.data.task, config.loop.batch_size
 
     def batch_at(step: int, start: int, stop: int):
