@@ -1,4 +1,6 @@
-"""Two processes do what one does: every stage, launched as torchrun launches it, on the CPU (gloo)."""
+"""Two processes do what one does, with whole and with sharded weights: every stage, launched as torchrun launches it,
+on the CPU (gloo).
+"""
 
 import json
 import os
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ladi import cli
-from ladi.train import loop
+from ladi.train import loop, sharding
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -21,8 +23,17 @@ import sys
 import torch
 torch.set_num_threads(1)
 from ladi import cli
+from ladi.train import sharding
 from tests.train.test_processes import commands
-for args in commands(sys.argv[1]).values():
+shard = sharding.shard
+def checked(module, *args):
+    total = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    hollow = shard(module, *args)
+    held = sum(p.to_local().numel() for p in module.parameters() if p.requires_grad)
+    print("sharded" if held < 0.6 * total else "not sharded")
+    return hollow
+sharding.shard = checked
+for args in commands(*sys.argv[1:]).values():
     sys.argv = ["ladi", *args]
     cli.main()
 """
@@ -34,38 +45,42 @@ LOOP = (
 REWARD = "--reward.functions tests.train.test_dlr:even_digits"
 """One with contrast for random models."""
 STAGES = ("sft", "vae", "reasoner", "rollout", "grpo", "rl", "dlr-warmup", "dlr")
+WAYS = {"one": (1, {}), "replicated": (2, {}), "sharded": (2, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})}
+"""Processes, and what `accelerate launch` sets."""
 
 
-def commands(root: str) -> dict[str, list[str]]:
-    """The command line of every stage."""
+def commands(out: str, root: str) -> dict[str, list[str]]:
+    """The command line of every stage; they write to `out` and read what was written to `root`."""
     sft, latents = f"--backbone-dir {root}/sft/final", f"--latents-path {root}/latents.safetensors"
     vae, groups = f"--vae-dir {root}/vae/final", "--policy.scale-rewards batch"
     own = {
         "sft": TINY,
-        "vae": f"{sft} --vae.num-latents 2 --vae.latent-width 4 --statistics-problems 20 --gate-problems 10",
-        "reasoner": f"{sft} {vae} {latents}",
+        "vae": f"{sft} --vae.num-latents 2 --vae.latent-width 4 --vae.decoder lora --statistics-problems 20 "
+        "--gate-problems 10",
+        "reasoner": f"{sft} {vae} {latents} --loop.gradient-checkpointing",
         "rollout": f"{vae} {latents} --reasoner-dir {root}/reasoner/final --rollout.num-steps 2",
         "grpo": f"--model-dir {root}/sft/final --policy.num-generations 4 --text.loss-type dapo {groups} {REWARD}",
         "rl": f"--model-dir {root}/reasoner/final --policy.num-latents 3 --policy.texts-per-latent 2 {groups} {REWARD} "
-        "--policy.num-steps 3 --policy.replay-steps 1 --latent.loss-type dapo",
+        "--policy.num-steps 3 --policy.replay-steps 1 --latent.loss-type dapo --lora-rank 2",
         "dlr-warmup": f"--main {root}/sft/final --assistant.num-latents 2 --assistant.latent-width 4 {TINY}",
         "dlr": f"--model-dir {root}/dlr-warmup/final --policy.num-generations 4 --policy.num-decoded 2 {REWARD} "
         "--policy.filter random",
     }
     return {
-        stage: ["train", stage, "--preset", "cd3_tiny", "--out-dir", f"{root}/{stage}", *f"{args} {LOOP}".split()]
+        stage: ["train", stage, "--preset", "cd3_tiny", "--out-dir", f"{out}/{stage}", *f"{args} {LOOP}".split()]
         for stage, args in own.items()
     }
 
 
-def launch(root: Path, num_processes: int) -> None:
-    """Run all stages in that many processes."""
+def launch(out: Path, root: Path, num_processes: int, settings: dict[str, str]) -> None:
+    """Run all stages in that many processes, with these variables in their environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "ACCELERATE_USE_CPU": "true"}
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", **settings}
     group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", SCRIPT, str(root)]
+    command = [sys.executable, "-c", SCRIPT, str(out), str(root)]
     processes = []
     for rank in range(num_processes):
         ranked = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
@@ -73,6 +88,14 @@ def launch(root: Path, num_processes: int) -> None:
         processes.append(subprocess.Popen(command, env={**env, **ranked}, **pipes))
     said = [process.communicate(timeout=280)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), said
+    assert all(text.splitlines().count("sharded") == len(STAGES) * bool(settings) for text in said)
+
+
+def copy_interrupted(run: Path, to: Path) -> None:
+    """A copy of a run as it would be had it been stopped after step 2 of 3."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / "step-00000003")
+    shutil.rmtree(to / "final")
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -81,16 +104,19 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[int, Path]:
-    roots = {number: tmp_path_factory.mktemp(f"p{number}") for number in (1, 2)}
-    for number, root in roots.items():
-        launch(root, number)
+def runs(tmp_path_factory) -> dict[str, Path]:
+    roots = {way: tmp_path_factory.mktemp(way) for way in WAYS}
+    for way, (number, settings) in WAYS.items():
+        for stage in ("vae", "grpo") if way == "sharded" else ():  # these go on from where one process stopped
+            copy_interrupted(roots["one"] / stage, roots[way] / stage)
+        launch(roots[way], roots["one"], number, settings)  # all start a stage from the same models
     return roots
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_log_what_one_logs(runs, stage):
-    one, two = (logged(runs[number] / stage) for number in (1, 2))
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_two_processes_log_what_one_logs(runs, way, stage):
+    one, two = (logged(runs[name] / stage) for name in ("one", way))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
@@ -100,28 +126,42 @@ def test_two_processes_log_what_one_logs(runs, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_the_weights_that_one_trains(runs, stage):
-    for path in (runs[1] / stage / "final").rglob("*.safetensors"):
-        one = load_file(path)
-        two = load_file(runs[2] / stage / "final" / path.relative_to(runs[1] / stage / "final"))
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_two_processes_train_the_weights_that_one_trains(runs, way, stage):
+    """In what they hand on as in their checkpoints, moments and averages included, which hold whole tensors."""
+    for path in (runs["one"] / stage).rglob("*.safetensors"):
+        one, two = load_file(path), load_file(runs[way] / path.relative_to(runs["one"]))
+        assert one.keys() == two.keys()
         for name, tensor in one.items():
             if name != "running_std":  # one process updates it for each micro-batch, two average theirs
                 torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path, monkeypatch, way, stage):
     """Two processes wrote a checkpoint; one goes on from there as if it had been alone from the start."""
-    root = tmp_path / "root"
-    shutil.copytree(runs[2], root)
-    shutil.rmtree(root / stage / "checkpoints" / "step-00000003")
-    shutil.rmtree(root / stage / "final")
-    config = root / stage / "config.json"
-    config.write_text(config.read_text().replace(str(runs[2]), str(root)))
-    monkeypatch.setattr(sys, "argv", ["ladi", *commands(str(root))[stage]])
+    copy_interrupted(runs[way] / stage, tmp_path / stage)
+    monkeypatch.setattr(sys, "argv", ["ladi", *commands(str(tmp_path), str(runs["one"]))[stage]])
     cli.main()
-    for a, b in zip(logged(runs[1] / stage), logged(root / stage), strict=True):
+    for a, b in zip(logged(runs["one"] / stage), logged(tmp_path / stage), strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, "--fsdp-version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "without --fsdp-offload-params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--loop.gradient-checkpointing"),
+    ],
+)
+def test_kinds_of_fsdp_that_are_not_supported_are_refused(monkeypatch, settings, said):
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", **settings}
+    for name, value in fsdp.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        sharding.requested()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path):

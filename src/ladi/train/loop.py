@@ -1,8 +1,8 @@
 """The one optimizer loop, on Hugging Face Accelerate: accumulate, clip, step, average, log, save, resume.
 
-The only file that knows processes and devices. A step is a pure function of the weights, the optimizer state and the
-step's number: batches come by index and every micro-batch has a generator seeded by (seed, step, index), so that a
-resumed run equals the uninterrupted one and no generator state need be saved.
+The only file, with sharding.py, that knows processes and devices. A step is a pure function of the weights, the
+optimizer state and the step's number: batches come by index and every micro-batch has a generator seeded by (seed,
+step, index), so that a resumed run equals the uninterrupted one and no generator state need be saved.
 """
 
 import math
@@ -32,6 +32,8 @@ from rich.progress import (
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ladi.arrays import Tensor
 from ladi.models.backbone import Backbone
@@ -46,6 +48,7 @@ from ladi.rundir import (
     sealed_step,
     truncate_metrics,
 )
+from ladi.train import sharding
 
 BatchAt = Callable[[int, int, int], Any]
 """batch_at(step, start, stop): examples [start, stop) of the step's batch; a pure function."""
@@ -192,15 +195,16 @@ def make_optimizers(
 
     Every group carries its `scale`, which the loop multiplies the learning rate by.
     """
-    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool, float, bool], dict[str, Any]] = {}
     for name, parameter in trainable.items():
         is_matrix, scale = parameter.ndim >= 2, treatment.lr_scale(name)
         is_hidden = optim.name == "muon" and ".layers." in name and parameter.ndim == 2
         decay = optim.weight_decay if is_matrix else 0.0
-        group = groups.setdefault((is_hidden, is_matrix, scale), {"params": [], "weight_decay": decay, "scale": scale})
+        key = (is_hidden, is_matrix, scale, isinstance(parameter, DTensor))
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)
-    by_adamw = [group for (is_hidden, _, _), group in groups.items() if not is_hidden]
-    by_muon = [group for (is_hidden, _, _), group in groups.items() if is_hidden]
+    by_adamw = [group for (is_hidden, *_), group in groups.items() if not is_hidden]
+    by_muon = [group for (is_hidden, *_), group in groups.items() if is_hidden]
     optimizers: list[torch.optim.Optimizer] = []
     if by_adamw:
         optimizers.append(torch.optim.AdamW(by_adamw, lr=optim.lr, betas=optim.betas))
@@ -215,7 +219,10 @@ def owner(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> t
 
 
 class State:
-    """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step."""
+    """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step.
+
+    Of a sharded model each process keeps its shards; checkpoints hold whole tensors either way.
+    """
 
     def __init__(self, model: nn.Module, optim: OptimConfig, treatment: Treatment):
         self.model = model
@@ -229,25 +236,33 @@ class State:
         """Size of one checkpoint: weights, average and two moments."""
         return 4 * sum(p.numel() * p.element_size() for p in self.trainable.values())
 
-    def save(self, run_dir: Path, keep: int) -> Path:
-        """Write the checkpoint of `self.step`, whole or not at all, and drop the oldest."""
-        weights = {n: p.detach().contiguous() for n, p in self.trainable.items()}
-        buffers = {n: b.contiguous() for n, b in self.model.named_buffers()}
+    @torch.no_grad()
+    def save(self, run_dir: Path, keep: int, writes: bool = True) -> Path:
+        """Write the checkpoint of `self.step`, whole or not at all, and drop the oldest.
+
+        All processes call it, since whole tensors are gathered; one `writes`.
+        """
         moments = {
-            f"{key}/{name}": value.contiguous()
+            f"{key}/{name}": value
             for name, p in self.trainable.items()
             for optimizer in self.optimizers
             if p in optimizer.state
             for key, value in optimizer.state[p].items()
         }
+        files = {"model": {**self.trainable, **dict(self.model.named_buffers())}, "ema": self.ema, "optimizer": moments}
+        tensors: dict[str, dict[str, Tensor]] = {file: {} for file in files if file != "ema" or self.ema}
+        for file, content in files.items():
+            for name, tensor in content.items():
+                one = sharding.whole(tensor.detach())
+                if writes:
+                    tensors[file][name] = one.to("cpu", copy=True).contiguous()
         final = checkpoint_dir(run_dir, self.step)
-        with atomic_dir(final) as folder:
-            save_file({n: t.clone() for n, t in {**weights, **buffers}.items()}, folder / "model.safetensors")
-            if self.ema:
-                save_file(self.ema, folder / "ema.safetensors")
-            save_file(moments, folder / "optimizer.safetensors")
-            seal_checkpoint(folder, self.step)
-        prune_checkpoints(run_dir, keep)
+        if writes:
+            with atomic_dir(final) as folder:
+                for file, content in tensors.items():
+                    save_file(content, folder / f"{file}.safetensors")
+                seal_checkpoint(folder, self.step)
+            prune_checkpoints(run_dir, keep)
         return final
 
     @torch.no_grad()
@@ -260,15 +275,15 @@ class State:
         self.step = sealed_step(folder)
         saved = load_file(folder / "model.safetensors")
         for name, tensor in {**self.trainable, **dict(self.model.named_buffers())}.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(sharding.share(saved[name], tensor))
         if self.ema:
             for name, tensor in load_file(folder / "ema.safetensors").items():
-                self.ema[name].copy_(tensor)
+                self.ema[name].copy_(sharding.share(tensor, self.ema[name]))
         for key, tensor in load_file(folder / "optimizer.safetensors").items():
             kind, name = key.split("/", 1)
             parameter = self.trainable[name]
             state = owner(self.optimizers, parameter).state
-            state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
+            state[parameter][kind] = tensor if kind == "step" else sharding.share(tensor, parameter)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -349,6 +364,7 @@ def run(
     shown: tuple[str, ...] = (),
     on_log: OnLog | None = None,
     treatment: Treatment = ALIKE,
+    by_layer: bool = True,
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
@@ -357,16 +373,19 @@ def run(
     process's share of the batch.
     `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
-    which parameters have another learning rate or are not clipped.
+    which parameters have another learning rate or are not clipped. `by_layer` lets FSDP gather weights layer by layer;
+    off, for losses that call the layers more or less often as the data require, and for all that sample, it gathers
+    them for whole steps. Use the model that is returned: under FSDP the one passed in holds shards from then on.
 
     Raises:
-        ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes, or the
-            newest checkpoint is damaged.
+        ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes, the
+            newest checkpoint is damaged, or the launcher asks for a kind of FSDP that is not supported.
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
     if config.checkpoint_every % unit:
         raise ValueError(f"checkpoint_every ({config.checkpoint_every}) must be a multiple of {unit} (num_iterations)")
+    plugin = sharding.requested()
     AcceleratorState._reset_state()  # Accelerate keeps the last run's precision for the process; each run has its own
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -386,6 +405,9 @@ def run(
         for part in model.modules():
             if isinstance(part, Backbone):
                 part.recompute_layers()
+    module, result = LossModule(model.train(), loss), model
+    if plugin is not None and accelerator.num_processes > 1:
+        result = sharding.shard(module, model, accelerator.device.type, plugin, by_layer, config.precision == "bf16")
     state = State(model, config.optim, treatment)
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is not None:
@@ -395,8 +417,7 @@ def run(
     if accelerator.is_main_process:
         truncate_metrics(run_dir, state.step)
     accelerator.wait_for_everyone()
-    module = LossModule(model.train(), loss)
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1 and not isinstance(module, FSDPModule):
         module = accelerator.prepare(module)
     meter = Meter()
     progress = nullcontext(on_log) if on_log is not None else progress_bar(config, state.step, label, shown)
@@ -405,7 +426,7 @@ def run(
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = lr * group["scale"]
-            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare, unit)
+            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare, unit, by_layer)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
             meter.add({**metrics, "optim/lr": lr})
@@ -416,8 +437,8 @@ def run(
                 accelerator.log(means, step=state.step)
                 advance(state.step, means)
             stops = any_process(accelerator, bool(stopped)) and state.step % unit == 0
-            if accelerator.is_main_process and (state.step % config.checkpoint_every == 0 or is_last or stops):
-                state.save(run_dir, config.keep_checkpoints)
+            if state.step % config.checkpoint_every == 0 or is_last or stops:
+                state.save(run_dir, config.keep_checkpoints, writes=accelerator.is_main_process)
             if stops and not is_last:
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
@@ -428,7 +449,8 @@ def run(
                 sys.exit(128 + (stopped[0] if stopped else signal.SIGTERM))
     for tracker in accelerator.trackers:  # end_training would end the process group too, and other stages may follow
         tracker.finish()
-    return state.finish()
+    finished = state.finish()
+    return finished if result is model else sharding.fill(result, finished)
 
 
 def train_step(
@@ -440,29 +462,37 @@ def train_step(
     run_dir: Path,
     prepare: Callable[[int, Share], None] | None,
     unit: int,
+    by_layer: bool,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
     share = config.batch_size // accelerator.num_processes
     first = share * accelerator.process_index
     starts = range(first, first + share, config.micro_batch_size)
     parts: list[dict[str, float]] = []
+    delays_sync = accelerator.num_processes > 1 and not isinstance(module, FSDPModule)
+    if isinstance(module, FSDPModule) and not by_layer:
+        module.unshard()
     if prepare is not None:
         with accelerator.autocast():
             prepare(state.step, Share(first, first + share, partial(summed, accelerator)))
     for start in starts:
         is_last = start + config.micro_batch_size >= first + share
-        sync = nullcontext() if is_last or accelerator.num_processes == 1 else accelerator.no_sync(module)
+        sync = accelerator.no_sync(module) if delays_sync and not is_last else nullcontext()
         with sync, accelerator.autocast():
             batch = batch_at(state.step, start, min(start + config.micro_batch_size, first + share))
             value, metrics = module(batch, step_generator(config.seed, state.step, start))
         accelerator.backward(value / len(starts))
         parts.append({name: float(torch.as_tensor(x).detach()) for name, x in {"loss/total": value, **metrics}.items()})
+    if isinstance(module, FSDPModule):
+        sharding.average_gradients(module, state.model, by_layer)
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
         average_buffers(accelerator, state.model)
     sums = merged(parts)
     sums["optim/grad_norm"] = float(gradient_norm(state.trainable.values()))
-    torch.nn.utils.clip_grads_with_norm_(state.clipped, config.optim.max_grad_norm, gradient_norm(state.clipped))
+    norm = gradient_norm(state.clipped)
+    for kind in sharding.kinds(state.clipped):
+        torch.nn.utils.clip_grads_with_norm_(kind, config.optim.max_grad_norm, norm)
     check_finite(sums, state.step, state.step // unit * config.batch_size, config.batch_size, run_dir)
     for optimizer in state.optimizers:
         optimizer.step()
@@ -501,7 +531,9 @@ def average_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all their gradients together."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = [sharding.whole(torch.nn.utils.get_total_norm(kind)) for kind in sharding.kinds(gradients)]
+    return norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms)
 
 
 @contextmanager

@@ -164,6 +164,7 @@ def optimise(
         shown=SHOWN,
         on_log=on_log,
         treatment=treatment,
+        by_layer=False,
     )
 
 

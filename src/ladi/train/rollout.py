@@ -144,5 +144,6 @@ def main(config: Config) -> Path:
         batches(reasoner, reasoner.vae, cache, config),
         lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
         label="rollout",
+        by_layer=False,  # processes see different numbers of blocks
     )
     return loop.save_final(reasoner, run_dir)
