@@ -399,6 +399,7 @@ def run(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes "
             f"({accelerator.num_processes})"
         )
+    accelerator.wait_for_everyone()  # the first makes the run's folder before it comes here
     accelerator.init_trackers(label)
     model.to(accelerator.device)
     if config.gradient_checkpointing:
