@@ -10,6 +10,7 @@ Weights that do not train, and are in no layer with some that do, stay replicate
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def share(x: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def kinds(tensors: list[Tensor]) -> list[list[Tensor]]:
+def kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Sharded and whole tensors apart, which torch's fused operations cannot mix."""
     parts = [[x for x in tensors if isinstance(x, DTensor) is sharded] for sharded in (True, False)]
     return [part for part in parts if part]
