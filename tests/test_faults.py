@@ -103,7 +103,7 @@ def command(inputs: Path, stage: str, out: Path) -> list[str]:
     own = ["--out-dir", str(out), *LOOP]
     if stage in ("reasoner", "rollout"):
         own += ["--latents-path", str(out / "latents.safetensors")]
-    return [*commands(str(inputs))[stage], *own]
+    return [*commands(str(inputs), str(inputs))[stage], *own]
 
 
 def on_write(folder: Path, act: Callable[[str], None]) -> None:
