@@ -237,13 +237,18 @@ class Backbone(nn.Module):
 
         Raises:
             ValueError: if the model is not of the Llama or Qwen3 family, or its tokenizer has no end-of-text token.
+            OSError: if the model is neither a folder nor in the hub's cache and cannot be downloaded.
         """
-        lm = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-        )
-        if lm.config.model_type not in ("llama", "qwen3"):
-            raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        try:
+            lm = AutoModelForCausalLM.from_pretrained(
+                name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            )
+            if lm.config.model_type not in ("llama", "qwen3"):
+                raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        except OSError as error:
+            said = " ".join(str(error).split())
+            raise OSError(f"cannot load {name_or_path} ({said}); name a folder, or download it while online") from error
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {name_or_path} has no end-of-text token; set eos_token in its tokenizer_config.json"
