@@ -12,7 +12,7 @@ from ladi.tasks import code, verify_all
 from ladi.tasks.base import asked, overlap
 from ladi.tasks.code import Code, program_code, unfenced
 from ladi.tasks.published import published_rows
-from ladi.tasks.sandbox import Limits, Sandbox
+from ladi.tasks.sandbox import Limits, Sandbox, shared_sandbox
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PATIENT = Limits(wall_s=60.0, cpu_s=60)
@@ -21,6 +21,13 @@ HUMANEVAL = Code(
 )
 MBPP = Code(path=str(FIXTURES / "mbpp.jsonl"), limits=PATIENT, num_workers=2, allow_unsafe_exec=True)
 published = pytest.mark.skipif("LADI_DATA" not in os.environ, reason="LADI_DATA names no folder of published data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_servers():
+    yield
+    shared_sandbox().close()
+
 
 CLOSE = HUMANEVAL.problem("test", 0)
 SOLUTION = """    for i, a in enumerate(numbers):
