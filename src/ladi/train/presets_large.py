@@ -19,36 +19,62 @@ QWEN3_600M, QWEN3_8B = "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"
 LLAMA2_7B, LLAMA2_1B = "meta-llama/Llama-2-7b-hf", "princeton-nlp/Sheared-LLaMA-1.3B"
 
 
+LADIR_8B = Sizes(
+    task=Math(),
+    backbone=BackboneConfig(name_or_path=LLAMA3_8B),
+    vae=ThoughtVAEConfig(
+        num_latents=6,
+        latent_width=512,
+        decoder="frozen",
+        beta=1e-5,
+        latent_noise=0.1,
+        token_corruption=0.3,
+        max_block_tokens=256,
+    ),
+    max_blocks=32,
+    max_answer_tokens=64,
+    num_train=7500,
+    batch_size=64,
+    micro_batch_size=4,
+    sft_steps=400,
+    vae_steps=2000,
+    reasoner_steps=10_000,
+    rollout_steps=1000,
+    optimizer="adamw",
+    sft_lr=1e-5,
+    vae_lr=1e-5,
+    reasoner_lr=1e-5,
+    rollout_lr=5e-6,
+    rollout=RolloutConfig(num_steps=10),
+    rl_lr=1e-6,
+    rl_questions=16,
+    rl_micro_batch_size=1,
+    policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
+)
+"""LaDiR on MATH; the other presets of LaDiR say what differs."""
+
+
+def ladir_math_llama8b(root: Path = Path("runs/ladir_math_llama8b"), seed: int = 0) -> Pipeline:
+    """LaDiR on MATH with LLaMA-3.1-8B: a block a sentence, 6 latents of width 512 (arXiv:2510.04573)."""
+    return pipeline(LADIR_8B, root, seed)
+
+
 def ladir_gsm8k_qwen3_600m(root: Path = Path("runs/ladir_gsm8k_qwen3_600m"), seed: int = 0) -> Pipeline:
     """The whole chain on GSM8K with Qwen3-0.6B, for one GPU; the place to start with a pretrained model."""
-    sizes = Sizes(
+    sizes = replace(
+        LADIR_8B,
         task=Gsm8k(),
         backbone=BackboneConfig(name_or_path=QWEN3_600M),
-        vae=ThoughtVAEConfig(
-            num_latents=6,
-            latent_width=128,
-            decoder="lora",
-            beta=1e-3,
-            latent_noise=0.1,
-            token_corruption=0.3,
-            max_block_tokens=128,
-        ),
+        vae=replace(LADIR_8B.vae, latent_width=128, decoder="lora", beta=1e-3, max_block_tokens=128),
         max_blocks=10,
         max_answer_tokens=16,
         num_train=7473,
-        batch_size=64,
         micro_batch_size=8,
         sft_steps=350,
-        vae_steps=2000,
-        reasoner_steps=10_000,
         rollout_steps=500,
-        optimizer="adamw",
-        sft_lr=1e-5,
         vae_lr=1e-4,
         reasoner_lr=5e-5,
         rollout_lr=1e-5,
-        rollout=RolloutConfig(num_steps=10),
-        rl_lr=1e-6,
         rl_questions=32,
         rl_micro_batch_size=2,
         policy=PolicyConfig(num_latents=16, texts_per_latent=2, num_steps=10),
@@ -56,84 +82,21 @@ def ladir_gsm8k_qwen3_600m(root: Path = Path("runs/ladir_gsm8k_qwen3_600m"), see
     return pipeline(sizes, root, seed)
 
 
-def ladir_math_llama8b(root: Path = Path("runs/ladir_math_llama8b"), seed: int = 0) -> Pipeline:
-    """LaDiR on MATH with LLaMA-3.1-8B: a block a sentence, 6 latents of width 512 (arXiv:2510.04573)."""
-    sizes = Sizes(
-        task=Math(),
-        backbone=BackboneConfig(name_or_path=LLAMA3_8B),
-        vae=ThoughtVAEConfig(
-            num_latents=6,
-            latent_width=512,
-            decoder="frozen",
-            beta=1e-5,
-            latent_noise=0.1,
-            token_corruption=0.3,
-            max_block_tokens=256,
-        ),
-        max_blocks=32,
-        max_answer_tokens=64,
-        num_train=7500,
-        batch_size=64,
-        micro_batch_size=4,
-        sft_steps=400,
-        vae_steps=2000,
-        reasoner_steps=10_000,
-        rollout_steps=1000,
-        optimizer="adamw",
-        sft_lr=1e-5,
-        vae_lr=1e-5,
-        reasoner_lr=1e-5,
-        rollout_lr=5e-6,
-        rollout=RolloutConfig(num_steps=10),
-        rl_lr=1e-6,
-        rl_questions=16,
-        rl_micro_batch_size=1,
-        policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
-    )
-    return pipeline(sizes, root, seed)
-
-
 def ladir_code_qwen3_8b(root: Path = Path("runs/ladir_code_qwen3_8b"), seed: int = 0) -> Pipeline:
     """LaDiR on MBPP with Qwen3-8B: the whole program is one block of 64 latents, denoised in 30 steps."""
-    sizes = Sizes(
+    sizes = replace(
+        LADIR_8B,
         task=Code(benchmark="mbpp"),
         backbone=BackboneConfig(name_or_path=QWEN3_8B),
-        vae=ThoughtVAEConfig(
-            num_latents=64,
-            latent_width=512,
-            block="whole",
-            decoder="frozen",
-            beta=1e-5,
-            latent_noise=0.1,
-            token_corruption=0.3,
-            max_block_tokens=512,
-        ),
+        vae=replace(LADIR_8B.vae, num_latents=64, block="whole", max_block_tokens=512),
         max_blocks=1,
         max_answer_tokens=512,
         num_train=374,
-        batch_size=64,
-        micro_batch_size=4,
         sft_steps=60,
         vae_steps=600,
         reasoner_steps=3000,
         rollout_steps=300,
-        optimizer="adamw",
-        sft_lr=1e-5,
-        vae_lr=1e-5,
-        reasoner_lr=1e-5,
-        rollout_lr=5e-6,
-        rollout=RolloutConfig(num_steps=10),
-        rl_lr=1e-6,
-        rl_questions=16,
-        rl_micro_batch_size=1,
-        policy=PolicyConfig(
-            num_latents=16,
-            texts_per_latent=5,
-            num_steps=10,
-            alpha=0.9,
-            guidance=0.8,
-            replay_copies=16,
-        ),
+        policy=replace(LADIR_8B.policy, replay_copies=16),
     )
     return pipeline(sizes, root, seed)
 
