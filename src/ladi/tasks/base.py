@@ -91,6 +91,65 @@ def pick(problems: Sequence[Problem], index: int, where: str) -> Problem:
     return problems[index]
 
 
+class Published:
+    """Base of tasks whose splits are finite and read as a whole: a task says how (`read`) and how texts are judged."""
+
+    name: str
+
+    @property
+    def source(self) -> str:
+        """Names the data in errors."""
+        return self.name
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the published splits."""
+        return ("train", "test")
+
+    def read(self, split: str) -> tuple[Problem, ...]:
+        """All problems of one of `splits`.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        raise NotImplementedError
+
+    def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        """The verdict on each text for its problem."""
+        raise NotImplementedError
+
+    def problems(self, split: str) -> tuple[Problem, ...]:
+        """All problems of a split.
+
+        Raises:
+            ValueError: if the split is unknown, or cannot be read.
+        """
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}; {self.source} has {', '.join(self.splits)}")
+        return self.read(split)
+
+    @property
+    def alphabet(self) -> str:
+        """Every character of the texts of the first split, which is that of training where there is one."""
+        return characters(self.problems(self.splits[0]))
+
+    def num_problems(self, split: str) -> int:
+        """Problems of a split."""
+        return len(self.problems(split))
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Problem `index` of a split.
+
+        Raises:
+            ValueError: if the split is unknown or has no such problem.
+        """
+        return pick(self.problems(split), index, f"{self.source} {split}")
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """The verdict on one text."""
+        return self.verify_many([problem], [text])[0]
+
+
 def asked(problem: Problem) -> str:
     """What a problem asks: its question, or `meta["text"]` where the question adds to that."""
     return problem.meta.get("text", problem.question)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from ladi.tasks.base import Problem, Verdict, characters, pick
+from ladi.tasks.base import Problem, Published, Verdict
 from ladi.tasks.published import published_rows
 from ladi.tasks.sandbox import Limits, Program, shared_sandbox
 
@@ -123,7 +123,7 @@ def read(benchmark: Benchmark, path: str, split: str) -> tuple[Problem, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class Code(Published):
     """The task `code`."""
 
     benchmark: Benchmark = "mbpp"
@@ -142,43 +142,21 @@ class Code:
     needs_mark = False
 
     @property
+    def source(self) -> str:
+        """The benchmark."""
+        return self.benchmark
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """HumanEval has problems to test on only."""
         return tuple(MBPP_IDS) if self.benchmark == "mbpp" else ("test",)
 
-    def problems(self, split: str) -> tuple[Problem, ...]:
-        """All problems of a split.
-
-        Raises:
-            ValueError: if the split is unknown, or cannot be read.
-        """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}; {self.benchmark} has {', '.join(self.splits)}")
+    def read(self, split: str) -> tuple[Problem, ...]:
+        """All problems of a split."""
         return read(self.benchmark, self.path, split)
 
-    @property
-    def alphabet(self) -> str:
-        """Every character of the texts of the first split."""
-        return characters(self.problems(self.splits[0]))
-
-    def num_problems(self, split: str) -> int:
-        """Problems of a split."""
-        return len(self.problems(split))
-
-    def problem(self, split: str, index: int) -> Problem:
-        """Problem `index` of a split.
-
-        Raises:
-            ValueError: if the split is unknown or has no such problem.
-        """
-        return pick(self.problems(split), index, f"{self.benchmark} {split}")
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the program that the text makes passes the problem's tests; see `verify_many`."""
-        return self.verify_many([problem], [text])[0]
-
     def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        """The verdict on each text for its problem; equal programs run once.
+        """Correct where the program that a text makes passes its problem's tests; equal programs run once.
 
         Raises:
             ValueError: if programs cannot be shut in well here and `allow_unsafe_exec` is not set.

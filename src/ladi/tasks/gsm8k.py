@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ladi.tasks.answers import verify_answers
-from ladi.tasks.base import Problem, Verdict, characters, pick
+from ladi.tasks.base import Problem, Published, Verdict
 from ladi.tasks.published import published_rows
 
 MARK = re.compile(r"<<[^<>]*>>")
@@ -39,7 +39,7 @@ def read(path: str, split: str, keep_marks: bool) -> tuple[Problem, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gsm8k:
+class Gsm8k(Published):
     """The task `gsm8k`; its published splits are `train` and `test`."""
 
     path: str = "openai/gsm8k"
@@ -51,39 +51,11 @@ class Gsm8k:
     step_separator = "\n"
     cot_in_answer = False
     needs_mark = True
-    splits = ("train", "test")
 
-    def problems(self, split: str) -> tuple[Problem, ...]:
-        """All problems of a split.
-
-        Raises:
-            ValueError: if the split is unknown, or cannot be read.
-        """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}; gsm8k has train and test")
+    def read(self, split: str) -> tuple[Problem, ...]:
+        """All problems of a split."""
         return read(self.path, split, self.keep_marks)
 
-    @property
-    def alphabet(self) -> str:
-        """Every character of the training texts."""
-        return characters(self.problems("train"))
-
-    def num_problems(self, split: str) -> int:
-        """Problems of a split."""
-        return len(self.problems(split))
-
-    def problem(self, split: str, index: int) -> Problem:
-        """Problem `index` of a split.
-
-        Raises:
-            ValueError: if the split is unknown or has no such problem.
-        """
-        return pick(self.problems(split), index, f"gsm8k {split}")
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the marked answer of the text equals the published one."""
-        return self.verify_many([problem], [text])[0]
-
     def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        """The verdict on each text for its problem."""
+        """Correct where the marked answer of a text equals the published one."""
         return verify_answers([problem.answer for problem in problems], texts)

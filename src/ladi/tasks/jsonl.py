@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ladi.tasks.answers import verify_answers
-from ladi.tasks.base import Problem, Verdict, characters, pick, stable_uniform
+from ladi.tasks.base import Problem, Published, Verdict, characters, stable_uniform
 from ladi.tasks.blocks import SplitBy, split_cot
 
 SPLITS = ("train", "validation", "test")
@@ -79,7 +79,7 @@ def split_rows(path: Path, split_by: SplitBy, reserved: float) -> dict[str, tupl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl:
+class Jsonl(Published):
     """The task `jsonl`."""
 
     path: Path = Path("data.jsonl")
@@ -92,35 +92,30 @@ class Jsonl:
     step_separator = "\n"
     cot_in_answer = False
     needs_mark = True
-    splits = SPLITS
 
     def __post_init__(self):
         if not 0 < self.reserved < 1:
             raise ValueError(f"reserved is a share between 0 and 1, got {self.reserved}")
 
     @property
+    def source(self) -> str:
+        """The file."""
+        return str(self.path)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Three, by a hash of the question."""
+        return SPLITS
+
+    @property
     def alphabet(self) -> str:
         """Every character of the file's texts."""
         return characters(read_rows(self.path, self.split_by))
 
-    def num_problems(self, split: str) -> int:
-        """Rows of a split."""
-        return len(split_rows(self.path, self.split_by, self.reserved)[split])
-
-    def problem(self, split: str, index: int) -> Problem:
-        """Row `index` of a split.
-
-        Raises:
-            ValueError: if the split is unknown or has no such row.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; jsonl has {', '.join(SPLITS)}")
-        return pick(split_rows(self.path, self.split_by, self.reserved)[split], index, f"{self.path} ({split})")
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the marked answer of the text equals the row's."""
-        return self.verify_many([problem], [text])[0]
+    def read(self, split: str) -> tuple[Problem, ...]:
+        """The rows of a split."""
+        return split_rows(self.path, self.split_by, self.reserved)[split]
 
     def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        """The verdict on each text for its problem."""
+        """Correct where the marked answer of a text equals the row's."""
         return verify_answers([problem.answer for problem in problems], texts)

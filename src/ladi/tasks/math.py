@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from ladi.tasks.answers import marked_answer, verify_answers
-from ladi.tasks.base import Problem, Verdict, characters, pick
+from ladi.tasks.base import Problem, Published, Verdict
 from ladi.tasks.blocks import split_cot
 from ladi.tasks.published import published_rows
 
@@ -58,7 +58,7 @@ def read(source: str, split: str) -> tuple[Problem, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math:
+class Math(Published):
     """The task `math`: trained on MATH, tested on MATH-500."""
 
     train_path: str = "EleutherAI/hendrycks_math"
@@ -71,39 +71,11 @@ class Math:
     step_separator = "\n"
     cot_in_answer = False
     needs_mark = True
-    splits = ("train", "test")
 
-    def problems(self, split: str) -> tuple[Problem, ...]:
-        """All problems of a split.
-
-        Raises:
-            ValueError: if the split is unknown, or cannot be read.
-        """
-        if split not in self.splits:
-            raise ValueError(f"unknown split {split!r}; math has train and test")
+    def read(self, split: str) -> tuple[Problem, ...]:
+        """All problems of a split."""
         return read(self.train_path if split == "train" else self.test_path, split)
 
-    @property
-    def alphabet(self) -> str:
-        """Every character of the training texts."""
-        return characters(self.problems("train"))
-
-    def num_problems(self, split: str) -> int:
-        """Problems of a split."""
-        return len(self.problems(split))
-
-    def problem(self, split: str, index: int) -> Problem:
-        """Problem `index` of a split.
-
-        Raises:
-            ValueError: if the split is unknown or has no such problem.
-        """
-        return pick(self.problems(split), index, f"math {split}")
-
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        """Correct if the marked answer of the text equals the published one."""
-        return self.verify_many([problem], [text])[0]
-
     def verify_many(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        """The verdict on each text for its problem."""
+        """Correct where the marked answer of a text equals the published one."""
         return verify_answers([problem.answer for problem in problems], texts)
