@@ -7,7 +7,7 @@ from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 
-PASS_KS = (1, 10, 16, 20, 64, 100)
+PASS_KS = (1, 4, 10, 16, 20, 32, 64, 100, 128)
 """Columns of the Markdown table, where an evaluation has them."""
 
 
