@@ -268,6 +268,17 @@ def test_dlr_raises_the_reward(saved):
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5]) > 0
 
 
+def test_a_policy_can_explore_more_than_its_warm_start(saved, assistant):
+    final = dlr.main(replace(settings(saved), std=1.2), [even_digits])
+    explored = LatentAssistant.from_pretrained(final)
+    assert assistant.policy.std == pytest.approx(ASSISTANT.std)
+    assert explored.policy.std == pytest.approx(1.2)
+    wide, narrow = (model.think(["3+4"], 64, generator()).std(1).mean() for model in (explored, assistant))
+    assert wide > 2 * narrow
+    with pytest.raises(ValueError, match="must be positive"):
+        replace(settings(saved), std=-1.0)
+
+
 def test_the_contrastive_term_parts_the_trajectories(saved):
     spreads = []
     for gamma in (0.0, 3.0):

@@ -10,6 +10,7 @@ densities, L_cl the contrastive term over all G, L_value fits the filter's regre
 """
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -119,6 +120,8 @@ class Config:
     """Where the main model lies now; empty: where it lay at the warm start."""
     train_main: bool = False
     """Train the main model too, by the token surrogate (the paper's table 4); its weights are saved then."""
+    std: float = 0.0
+    """sigma of the policy from here on, to explore more than the warm start did; 0 keeps the warm start's."""
     projection_lr: float = 1e-4
     """Learning rate of the projection."""
     value_lr: float = 1e-3
@@ -134,6 +137,8 @@ class Config:
     def __post_init__(self):
         if self.train_main and self.policy.text_weight == 0:
             raise ValueError("the main model learns from its texts only: train_main needs policy.text_weight > 0")
+        if self.std < 0:
+            raise ValueError(f"std is {self.std}; it must be positive, or 0 to keep the warm start's")
 
 
 @dataclass(frozen=True)
@@ -400,6 +405,8 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
     assistant = LatentAssistant.from_pretrained(resolve(config.model_dir), config.main).train()
+    if config.std:
+        assistant.policy.log_std.data.fill_(math.log(config.std))
     reference = copy.deepcopy(assistant.policy).requires_grad_(False) if config.policy.beta else None
     assistant.main.requires_grad_(config.train_main)
     assistant = optimise(
