@@ -13,7 +13,7 @@ from ladi.inference.evaluate import EvalConfig, evaluate
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAE
 from ladi.tasks.countdown import Countdown
-from ladi.train.vae import block_texts, reconstruction
+from ladi.train.vae import first_blocks, reconstruction
 
 FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
@@ -48,7 +48,7 @@ def test_answers_need_the_latents(name):
 
 def test_the_vae_reconstructs_held_out_blocks():
     vae = ThoughtVAE.from_pretrained(FOLDER / "vae")
-    texts = block_texts(TASK, "validation", 300, vae.config.block)
+    texts = first_blocks(TASK, "validation", 300, vae.config.block)
     report = reconstruction(vae, texts, torch.Generator().manual_seed(0), (1.0,))
     assert report["vae/exact_mean"] >= 0.98
     assert report["vae/exact_noise_1.0"] < 0.5  # the test can fail: much noise does destroy the text

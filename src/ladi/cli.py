@@ -143,7 +143,7 @@ def run_sample(args: list[str]) -> None:
     if chosen.show_denoising:
         times = out.times[frames(out.times)].tolist()
         for trajectory in range(min(3, chosen.num_latents)):
-            shown = denoising_texts(model, out, 0, trajectory)
+            shown = denoising_texts(model, chosen.question, out, 0, trajectory)
             console.print(frames_table(f"trajectory {trajectory + 1}", times, shown))
 
 

@@ -90,6 +90,8 @@ def lengths(pipeline: Pipeline) -> Lengths:
     problems = [task.problem("train", i) for i in range(min(SAMPLE, data.num_train))]
     blocks = [blocks_of(problem, pipeline.vae.vae.block, task.step_separator) for problem in problems]
 
+    reads_context = pipeline.vae.vae.reads_context
+
     def longest(texts: Iterable[str]) -> float:
         return max(map(len, texts)) / per_token + 1  # and one special token
 
@@ -98,7 +100,7 @@ def lengths(pipeline: Pipeline) -> Lengths:
         target=longest(sft_target(p, task) for p in problems),
         answer=longest(p.answer for p in problems),
         blocks=max(map(len, blocks)),
-        block=longest(text for row in blocks for text in row),
+        block=longest("".join(block) if reads_context else block.text for row in blocks for block in row),
     )
 
 

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig, corrupt, read_config
+from ladi.tasks.blocks import Block
 from tests.conftest import tiny_backbone
 
-TEXTS = ["44-19=25", "35+25=60", "7*8=56", "90/3=30"]
+BLOCKS = [Block("44,19,35:60\n", "44-19=25"), Block("44,19,35:60\n44-19=25\n", "35+25=60"), Block("7,8:56\n", "7*8=56")]
+TEXTS, BEFORE = [block.text for block in BLOCKS], [block.before for block in BLOCKS]
 
 
 def make(decoder="full", **fields):
@@ -13,20 +15,21 @@ def make(decoder="full", **fields):
 
 
 def train(vae, steps, lr=3e-3):
-    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
+    batch = vae.tokenize(BLOCKS)
     optimizer = torch.optim.Adam([p for p in vae.parameters() if p.requires_grad], lr)
     for step in range(steps):
-        loss, _ = vae.loss(*batch, torch.Generator().manual_seed(step))
+        loss, _ = vae.loss(batch, torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return vae.eval()
 
 
-def test_one_batch_can_be_overfitted_and_is_decoded_exactly():
-    vae = train(make(), 250)
-    posterior = vae.encode(*vae.encoder.tokenize(TEXTS, add_eos=True))
-    assert vae.decode(posterior.mean) == TEXTS
+@pytest.mark.parametrize("reads_context", [False, True])
+def test_one_batch_can_be_overfitted_and_is_decoded_exactly(reads_context):
+    vae = train(make(reads_context=reads_context), 250)
+    posterior = vae.encode(vae.tokenize(BLOCKS))
+    assert vae.decode(posterior.mean, BEFORE) == TEXTS
 
 
 @pytest.mark.parametrize("decoder", ["frozen", "lora"])
@@ -48,9 +51,9 @@ def test_the_encoder_trains_while_the_decoder_is_frozen():
 
 def test_kl_and_loss_agree_with_torch_distributions():
     vae = make(beta=0.5)
-    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
-    loss, metrics = vae.loss(*batch, torch.Generator().manual_seed(0))
-    posterior = vae.encode(*batch)
+    batch = vae.tokenize(BLOCKS)
+    loss, metrics = vae.loss(batch, torch.Generator().manual_seed(0))
+    posterior = vae.encode(batch)
     q = torch.distributions.Normal(posterior.mean, (0.5 * posterior.log_var).exp())
     kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum((1, 2)).mean()
     torch.testing.assert_close(metrics["loss/kl"], kl, rtol=1e-4, atol=1e-4)
@@ -59,17 +62,50 @@ def test_kl_and_loss_agree_with_torch_distributions():
 
 def test_posterior_samples_have_the_posteriors_moments():
     vae = make()
-    posterior = vae.encode(*vae.encoder.tokenize(TEXTS[:1] * 4000, add_eos=True))
+    posterior = vae.encode(vae.tokenize(BLOCKS[:1] * 4000))
     samples = posterior.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(samples.mean(0), posterior.mean[0], rtol=0, atol=0.02)
     torch.testing.assert_close(samples.std(0), (0.5 * posterior.log_var[0]).exp(), rtol=0.06, atol=0)
 
 
-def test_padding_does_not_change_the_posterior():
-    vae = make()
-    together = vae.encode(*vae.encoder.tokenize(["7*8=56", "90/3=30,1+2=3"], add_eos=True))
-    alone = vae.encode(*vae.encoder.tokenize(["7*8=56"], add_eos=True))
-    torch.testing.assert_close(together.mean[:1], alone.mean, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("reads_context", [False, True])
+def test_padding_changes_neither_posterior_nor_logits(reads_context):
+    vae = make(reads_context=reads_context)
+    blocks = [Block("7,8:56\n", "7*8=56"), Block("90,3,1:31\n90/3=30\n", "90/3=30,1+30=31")]
+    together, alone = vae.tokenize(blocks), vae.tokenize(blocks[:1])
+    torch.testing.assert_close(vae.encode(together).mean[:1], vae.encode(alone).mean, rtol=0, atol=1e-5)
+    z, length = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0)), alone.ids.shape[1]
+    logits = vae.decode_logits(z, together)[:1, :length]
+    torch.testing.assert_close(logits, vae.decode_logits(z[:1], alone), rtol=0, atol=1e-4)
+
+
+def test_what_stands_before_a_block_is_read_only_where_the_settings_say_so():
+    other = [Block("1,2,3:6\n", block.text) for block in BLOCKS]
+    z = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    for reads_context in (False, True):
+        vae = make(reads_context=reads_context)
+        a, b = vae.tokenize(BLOCKS), vae.tokenize(other)
+        assert torch.equal(vae.encode(a).mean, vae.encode(b).mean) is not reads_context
+        assert torch.equal(vae.decode_logits(z, a), vae.decode_logits(z, b)) is not reads_context
+
+
+def test_texts_are_decoded_as_the_teacher_forced_logits_say():
+    vae = make(reads_context=True)
+    z = 3 * torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    texts = vae.decode(z, BEFORE)
+    tokens = vae.tokenize([Block(block.before, text) for block, text in zip(BLOCKS, texts, strict=True)])
+    best = vae.decode_logits(z, tokens).argmax(-1)
+    written = tokens.valid & (tokens.ids != vae.decoder.eos)  # a text that was cut has no <eos> of its own
+    assert written.sum() > 3
+    assert torch.equal(best[written], tokens.ids[written])
+
+
+def test_a_share_of_beta_weighs_the_kl_term():
+    vae = make(beta=0.5)
+    batch = vae.tokenize(BLOCKS)
+    full, metrics = vae.loss(batch, torch.Generator().manual_seed(0))
+    none, _ = vae.loss(batch, torch.Generator().manual_seed(0), beta_share=0.0)
+    torch.testing.assert_close(full - none, 0.5 * metrics["loss/kl"])
 
 
 def test_standardise_and_restore_are_inverse():
@@ -94,8 +130,8 @@ def test_saved_vae_loads_with_its_statistics(tmp_path):
     vae.latent_std.fill_(2.0)
     vae.save_pretrained(tmp_path)
     loaded = ThoughtVAE.from_pretrained(tmp_path)
-    batch = vae.encoder.tokenize(TEXTS, add_eos=True)
-    torch.testing.assert_close(loaded.encode(*batch).mean, vae.encode(*batch).mean, rtol=0, atol=1e-6)
+    batch = vae.tokenize(BLOCKS)
+    torch.testing.assert_close(loaded.encode(batch).mean, vae.encode(batch).mean, rtol=0, atol=1e-6)
     assert (loaded.latent_std == 2).all()
 
 

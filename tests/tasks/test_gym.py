@@ -86,7 +86,7 @@ def test_a_problem_depends_on_its_index_alone():
 @pytest.mark.usefixtures("package")
 def test_latents_are_learned_only_where_a_worked_solution_is_given(capsys):
     problem = Gym(dataset="worked").problem("train", 0)
-    assert blocks_of(problem, "step", "\n") == ["First.", f"Second: {problem.answer}."]
+    assert [b.text for b in blocks_of(problem, "step", "\n")] == ["First.", f"Second: {problem.answer}."]
     assert sft_target(problem, Gym()) == f"First.\nSecond: {problem.answer}.\n#### {problem.answer}"
     with pytest.raises(ValueError, match=r"latents are learned from steps.*grpo.* need no steps"):
         blocks_of(Gym(dataset="sums").problem("train", 0), "step", "\n")

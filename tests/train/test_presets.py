@@ -37,7 +37,7 @@ def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
         problem = task.problem("train", i)
         blocks = blocks_of(problem, p.vae.vae.block, task.step_separator)
         assert len(blocks) <= p.reasoner.max_blocks
-        assert max(map(len, blocks)) < p.vae.vae.max_block_tokens
+        assert max(len(block.text) for block in blocks) < p.vae.vae.max_block_tokens
         assert len(problem.answer) < p.reasoner.max_answer_tokens
 
 

@@ -130,7 +130,7 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
     Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
     seen = {}
     for name in ("store_statistics", "reconstruction"):
-        monkeypatch.setattr(stage_a, name, lambda vae, texts, *_, name=name: seen.setdefault(name, texts) and {})
+        monkeypatch.setattr(stage_a, name, lambda vae, blocks, *_, name=name: seen.setdefault(name, blocks) and {})
     config = stage_a.Config(
         out_dir=tmp_path / "vae",
         data=DataConfig(task=task, num_train=6),
@@ -139,8 +139,12 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
         loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
     )
     assert (stage_a.main(config) / "config.json").is_file()
-    assert seen["store_statistics"] == [step for i in range(6) for step in task.problem("train", i).steps]
-    assert seen["reconstruction"] == [step for i in range(4) for step in task.problem("test", i).steps]
+    assert [block.text for block in seen["store_statistics"]] == [
+        step for i in range(6) for step in task.problem("train", i).steps
+    ]
+    assert [block.text for block in seen["reconstruction"]] == [
+        step for i in range(4) for step in task.problem("test", i).steps
+    ]
 
 
 @pytest.mark.parametrize("start_time", [(0.0, 0.5), (0.6, 0.5), (0.5, 1.5)])

@@ -128,7 +128,7 @@ def run_samples(
                 vendi += [vendi_score(cosine_similarity(group)) for group in first.flatten(2)]
                 distance += (mean_pairwise_distance(first) / first[0, 0].numel() ** 0.5).tolist()
             if config.readout == "vae" and isinstance(model, LatentReasoner):
-                new = vae_texts(model, drawn.latents, drawn.num_blocks, config.task.step_separator)
+                new = vae_texts(model, questions, drawn.latents, drawn.num_blocks, config.task.step_separator)
             else:
                 new, used, cost = read(
                     model, questions, drawn, config.sample.temperature, of_texts, config.texts_per_latent

@@ -14,6 +14,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_text, expand, open_question
 from ladi.models.generation import SampleConfig, answer, generate_latents
 from ladi.models.reasoner import LatentReasoner
+from ladi.tasks.blocks import before_block
 
 Model = Backbone | LatentReasoner | LatentAssistant
 
@@ -51,14 +52,20 @@ def sample_ar(
     return grouped, decoded + prefix.valid.numel()
 
 
-def vae_texts(reasoner: LatentReasoner, latents: Tensor, num_blocks: Tensor, separator: str) -> list[list[str]]:
+def vae_texts(
+    reasoner: LatentReasoner, questions: Sequence[str], latents: Tensor, num_blocks: Tensor, separator: str
+) -> list[list[str]]:
     """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
-    batch, num_latents, most_blocks = latents.shape[:3]
-    blocks = reasoner.vae.decode(reasoner.vae.restore(latents).flatten(0, 2))
-    texts = []
-    for i, count in enumerate(num_blocks.flatten().tolist()):
-        texts.append(separator.join(blocks[i * most_blocks : i * most_blocks + count]))
-    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(batch)]
+    num_latents, most_blocks = latents.shape[1:3]
+    asked = [question for question in questions for _ in range(num_latents)]
+    raw = reasoner.vae.restore(latents).flatten(0, 1)
+    blocks: list[list[str]] = [[] for _ in asked]
+    for k in range(most_blocks):
+        before = [before_block(question, earlier) for question, earlier in zip(asked, blocks, strict=True)]
+        for earlier, text in zip(blocks, reasoner.vae.decode(raw[:, k], before), strict=True):
+            earlier.append(text)
+    texts = [separator.join(row[:n]) for row, n in zip(blocks, num_blocks.flatten().tolist(), strict=True)]
+    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(len(questions))]
 
 
 @dataclass(frozen=True)

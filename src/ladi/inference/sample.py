@@ -10,6 +10,7 @@ from ladi.models.generation import Generation, SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem
+from ladi.tasks.blocks import before_block
 
 SHOWN_TIMES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
 
@@ -29,13 +30,16 @@ def predicted_x0(
     return torch.cat([estimates, trajectories[..., -1:, :, :]], dim=-3)
 
 
-def denoising_texts(reasoner: LatentReasoner, out: Generation, row: int, trajectory: int) -> list[list[str]]:
+def denoising_texts(
+    reasoner: LatentReasoner, question: str, out: Generation, row: int, trajectory: int
+) -> list[list[str]]:
     """Texts of the blocks of one trajectory at each of `frames(out.times)`: what the model believes then."""
     count = int(out.num_blocks[row, trajectory])
     x0 = predicted_x0(out.trajectories[row, trajectory, :count].cpu(), out.times)[:, frames(out.times)]
-    raw = reasoner.vae.restore(x0.to(out.latents.device))
-    texts = reasoner.vae.decode(raw.flatten(0, 1))
-    by_block = [texts[k * raw.shape[1] : (k + 1) * raw.shape[1]] for k in range(count)]
+    by_block: list[list[str]] = []
+    for raw in reasoner.vae.restore(x0.to(out.latents.device)):
+        before = before_block(question, [texts[-1] for texts in by_block])
+        by_block.append(reasoner.vae.decode(raw, [before] * len(raw)))
     return [list(column) for column in zip(*by_block, strict=True)]
 
 
@@ -69,7 +73,7 @@ def denoising_record(
             {
                 "question": problem.question,
                 "times": out.times[shown].tolist(),
-                "texts": denoising_texts(reasoner, out, i, 0),
+                "texts": denoising_texts(reasoner, problem.question, out, i, 0),
                 "answer": answers[i],
                 "correct": verdicts[i].correct,
             }

@@ -2,6 +2,7 @@
 
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem
+from ladi.tasks.blocks import Block, before_block
 
 ANSWER_MARK = "\n#### "
 
@@ -11,19 +12,19 @@ def alphabet(task: TaskConfig) -> str:
     return "".join(sorted(set(task.alphabet) | set(ANSWER_MARK) | set(task.step_separator)))
 
 
-def blocks_of(problem: Problem, block: str, separator: str) -> list[str]:
-    """Texts of the problem's blocks: its steps, or the whole chain of thought as one.
+def blocks_of(problem: Problem, block: str, separator: str) -> list[Block]:
+    """The problem's blocks: its steps, or the whole chain of thought as one.
 
     Raises:
         ValueError: if it has none, or an empty one.
     """
-    blocks = list(problem.steps) if block == "step" else [separator.join(problem.steps)]
-    if not blocks or not all(text.strip() for text in blocks):
+    texts = list(problem.steps) if block == "step" else [separator.join(problem.steps)]
+    if not texts or not all(text.strip() for text in texts):
         raise ValueError(
-            f"latents are learned from steps, but {problem.question[:60]!r} has {blocks or 'none'}; give it some or "
+            f"latents are learned from steps, but {problem.question[:60]!r} has {texts or 'none'}; give it some or "
             "leave it out (sft, grpo, dlr-warmup and dlr need no steps)"
         )
-    return blocks
+    return [Block(before_block(problem.question, texts[:k]), text) for k, text in enumerate(texts)]
 
 
 def sft_target(problem: Problem, task: TaskConfig) -> str:

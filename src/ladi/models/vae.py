@@ -3,13 +3,17 @@
     encoder: language model over `[text][N learned embeddings]`; last hidden states there -> mean and log-variance
     decoder: language model over `[projected latents][text]`, teacher forced; it sees one block alone
 
+Where it `reads_context`, the question and the earlier blocks stand before the text in both, and the latents carry
+what those leave open (a conditional VAE).
+
 Latents handed to other stages are standardised with the mean and standard deviation of the posterior over the
 training set, which are stored here: `standardise` and `restore` convert.
 """
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +25,7 @@ from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.losses import gaussian_kl_to_standard, token_cross_entropy
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import append, continue_text
+from ladi.tasks.blocks import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class ThoughtVAEConfig:
     """D: numbers per latent."""
     block: Literal["step", "whole"] = "step"
     """One block per step (sentence) of the chain of thought, or one for all of it."""
+    reads_context: bool = False
+    """Encoder and decoder also read the question and the earlier blocks; the papers' read one block alone."""
     decoder: Literal["frozen", "lora", "full"] = "frozen"
     """What of the decoder trains. The papers freeze it; a tiny LM trained from scratch needs `full`."""
     lora_rank: int = 16
@@ -61,6 +68,16 @@ class Posterior(NamedTuple):
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch N D"]:
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
         return self.mean + (0.5 * self.log_var).exp() * noise
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Token ids of M blocks and which of them are real; the same of what stands before each, S = 0 where not read."""
+
+    ids: Int[Tensor, "M T"]
+    valid: Bool[Tensor, "M T"]
+    before_ids: Int[Tensor, "M S"]
+    before_valid: Bool[Tensor, "M S"]
 
 
 class ThoughtVAE(nn.Module):
@@ -102,53 +119,72 @@ class ThoughtVAE(nn.Module):
             layer.bias.zero_()
         self.to_posterior.bias[self.config.latent_width :] = -3  # start near-deterministic, or nothing is learned
 
-    def encode(self, ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"]) -> Posterior:
-        """Posterior of M blocks (`mean`, `log_var`: (M, N, D)) from their token ids."""
-        queries = self.queries.expand(len(ids), -1, -1)
-        embeds = torch.cat([self.encoder.embed(ids), queries], dim=1)
-        all_valid = torch.cat([valid, valid.new_ones(queries.shape[:2])], dim=1)
-        _, hidden = append(self.encoder, None, embeds, all_valid)
+    def tokenize(self, blocks: Sequence[Block]) -> BlockTokens:
+        """Tokens of the blocks, `<eos>` included, and of what stands before them if the VAE reads that.
+
+        Raises:
+            ValueError: if a block, with what stands before it, has more tokens than the model has positions.
+        """
+        ids, valid = self.encoder.tokenize([block.text for block in blocks], add_eos=True)
+        if not self.config.reads_context:
+            return BlockTokens(ids, valid, ids[:, :0], valid[:, :0])
+        before_ids, before_valid = self.encoder.tokenize([block.before for block in blocks], side="left")
+        lengths = valid.sum(1) + before_valid.sum(1) + self.config.num_latents
+        longest = int(lengths.argmax())
+        self.encoder.check_length(int(lengths[longest]), "".join(blocks[longest]))
+        return BlockTokens(ids, valid, before_ids, before_valid)
+
+    def encode(self, tokens: BlockTokens) -> Posterior:
+        """Posterior of M blocks (`mean`, `log_var`: (M, N, D)) from their tokens."""
+        queries = self.queries.expand(len(tokens.ids), -1, -1)
+        embeds = torch.cat([self.encoder.embed(tokens.before_ids), self.encoder.embed(tokens.ids), queries], dim=1)
+        valid = torch.cat([tokens.before_valid, tokens.valid, tokens.valid.new_ones(queries.shape[:2])], dim=1)
+        _, hidden = append(self.encoder, None, embeds, valid)
         mean, log_var = self.to_posterior(hidden[:, -self.config.num_latents :]).float().chunk(2, dim=-1)
         return Posterior(mean, log_var.clamp(-12, 4))
 
-    def decode_logits(
-        self, z: Float[Tensor, "M N D"], ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"]
-    ) -> Float[Tensor, "M T V"]:
+    def decode_logits(self, z: Float[Tensor, "M N D"], tokens: BlockTokens) -> Float[Tensor, "M T V"]:
         """Teacher-forced logits of each token of the blocks' texts, given raw (not standardised) latents."""
         latents = self.from_latent(z.to(self.from_latent.weight.dtype))
-        embeds = torch.cat([latents, self.decoder.embed(ids[:, :-1])], dim=1)
-        all_valid = torch.cat([valid.new_ones(latents.shape[:2]), valid[:, :-1]], dim=1)
-        _, hidden = append(self.decoder, None, embeds, all_valid)
-        return self.decoder.logits(hidden[:, self.config.num_latents - 1 :])
+        read, written = self.decoder.embed(tokens.before_ids), self.decoder.embed(tokens.ids[:, :-1])
+        embeds = torch.cat([latents, read, written], dim=1)
+        valid = torch.cat([tokens.valid.new_ones(latents.shape[:2]), tokens.before_valid, tokens.valid[:, :-1]], dim=1)
+        _, hidden = append(self.decoder, None, embeds, valid)
+        return self.decoder.logits(hidden[:, latents.shape[1] + read.shape[1] - 1 :])
 
     @torch.no_grad()
-    def decode(self, z: Float[Tensor, "M N D"]) -> list[str]:
-        """Greedy text of each block, from raw (not standardised) latents."""
+    def decode(self, z: Float[Tensor, "M N D"], before: Sequence[str]) -> list[str]:
+        """Greedy text of each block, from raw (not standardised) latents; `before` is what stands before each."""
         latents = self.from_latent(z.to(self.from_latent.weight.dtype))
         valid = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         prefix, _ = append(self.decoder, None, latents, valid)
+        if self.config.reads_context:
+            ids, valid = self.decoder.tokenize(before, side="left")
+            prefix, _ = append(self.decoder, prefix, self.decoder.embed(ids), valid)
         return continue_text(self.decoder, prefix, self.config.max_block_tokens)[0]
 
     def loss(
-        self, ids: Int[Tensor, "M T"], valid: Bool[Tensor, "M T"], generator: torch.Generator
+        self, tokens: BlockTokens, generator: torch.Generator, beta_share: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative beta-ELBO of M blocks, nats: cross-entropy summed over tokens + beta KL, mean over blocks."""
-        config = self.config
-        posterior = self.encode(
-            corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator), valid
-        )
+        """Negative beta-ELBO of M blocks, nats: cross-entropy summed over tokens + beta KL, mean over blocks.
+
+        `beta_share` multiplies beta, which may rise over the first steps.
+        """
+        config, ids, valid = self.config, tokens.ids, tokens.valid
+        corrupted = corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator)
+        posterior = self.encode(replace(tokens, ids=corrupted))
         z = posterior.sample(generator)
         if self.training:
             self.running_std.lerp_(z.detach().std(), 0.01)
         if config.latent_noise:
             eta = torch.randn(z.shape, generator=generator).to(z.device)
             z = z + config.latent_noise * self.running_std * eta
-        logits = self.decode_logits(z, ids, valid)
+        logits = self.decode_logits(z, tokens)
         reconstruction = token_cross_entropy(logits, ids, valid, reduction="sequence_sum_mean")
         kl = gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean()
         exact = ((logits.argmax(-1) == ids) | ~valid).all(1).float().mean()
         metrics = {"loss/reconstruction": reconstruction, "loss/kl": kl, "vae/exact_sampled": exact}
-        return reconstruction + config.beta * kl, metrics
+        return reconstruction + beta_share * config.beta * kl, metrics
 
     def standardise(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
         """Raw latents -> mean 0, std 1 over the training set."""

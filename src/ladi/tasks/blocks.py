@@ -4,7 +4,8 @@
 """
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 SplitBy = Literal["sentence", "line", "whole"]
 
@@ -14,6 +15,18 @@ SENTENCE_END = re.compile(
     r"(?:(?<=[.!?])|(?<=[.!?][\"')$])|(?<=[.!?]\$\$)|(?<=[.!?]\\[\])]))"
     r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)\s+(?!\s|\\end\{|\\\])"
 )
+
+
+class Block(NamedTuple):
+    """The text of a block, and what its reader has seen before it: the question and the earlier blocks."""
+
+    before: str
+    text: str
+
+
+def before_block(question: str, earlier: Sequence[str]) -> str:
+    """What stands before a block: question and earlier blocks, a line each."""
+    return "".join(f"{text}\n" for text in (question, *earlier))
 
 
 def split_cot(cot: str, by: SplitBy) -> tuple[str, ...]:

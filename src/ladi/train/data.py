@@ -23,6 +23,7 @@ from ladi.models.vae import ThoughtVAE
 from ladi.rundir import folder_fingerprint, is_first_process, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
+from ladi.tasks.blocks import Block
 
 Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
 
@@ -84,8 +85,8 @@ def precompute_latents(
     print(f"encoding the blocks of {data.num_train:,} training problems into {path} ...", flush=True)
     for first in track(range(0, data.num_train, chunk), "encoding", disable=not sys.stdout.isatty()):
         rows = range(first, min(first + chunk, data.num_train))
-        texts = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
-        encoded = encode_blocks(vae, texts, max_blocks)
+        blocks = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
+        encoded = encode_blocks(vae, blocks, max_blocks)
         mean[first : rows.stop], log_var[first : rows.stop] = encoded.mean, encoded.log_var
         num_blocks[first : rows.stop] = encoded.valid.sum(1)
     partial = path.with_suffix(".partial")
@@ -118,20 +119,20 @@ class EncodedBlocks:
 
 
 @torch.no_grad()
-def encode_blocks(vae: ThoughtVAE, texts: Sequence[Sequence[str]], max_blocks: int) -> EncodedBlocks:
+def encode_blocks(vae: ThoughtVAE, blocks: Sequence[Sequence[Block]], max_blocks: int) -> EncodedBlocks:
     """Posteriors of the blocks of each problem.
 
     Raises:
         ValueError: if a problem has more than `max_blocks` blocks.
     """
-    longest = max(len(row) for row in texts)
+    longest = max(len(row) for row in blocks)
     if longest > max_blocks:
         raise ValueError(f"a problem has {longest} blocks, more than max_blocks ({max_blocks}); raise max_blocks")
-    ids, valid = vae.encoder.tokenize([text for row in texts for text in row], add_eos=True)
-    posterior = vae.encode(ids, valid)
-    counts = torch.tensor([len(row) for row in texts], device=ids.device)
-    block_valid = torch.arange(max_blocks, device=ids.device) < counts[:, None]
-    mean = posterior.mean.new_zeros(len(texts), max_blocks, *posterior.mean.shape[1:])
+    posterior = vae.encode(vae.tokenize([block for row in blocks for block in row]))
+    device = posterior.mean.device
+    counts = torch.tensor([len(row) for row in blocks], device=device)
+    block_valid = torch.arange(max_blocks, device=device) < counts[:, None]
+    mean = posterior.mean.new_zeros(len(blocks), max_blocks, *posterior.mean.shape[1:])
     log_var = torch.zeros_like(mean)
     mean[block_valid], log_var[block_valid] = posterior.mean, posterior.log_var
     return EncodedBlocks(mean, log_var, block_valid)

@@ -47,6 +47,7 @@ class Sizes:
     micro_batch_size: int = 256
     sft_steps: int
     vae_steps: int
+    beta_warmup_steps: int = 0
     reasoner_steps: int
     rollout_steps: int
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -114,6 +115,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             data=data,
             backbone_dir=root / "sft" / "final",
             vae=sizes.vae,
+            beta_warmup_steps=sizes.beta_warmup_steps,
             loop=loop_config(sizes.vae_steps, sizes.vae_lr),
         ),
         reasoner=reasoner.Config(

@@ -23,6 +23,7 @@ from ladi.train.presets_large import (
     ladir_gsm8k_qwen3_600m,
     ladir_math_llama8b,
 )
+from ladi.train.reasoner import LossConfig
 from ladi.train.rollout import RolloutConfig
 
 
@@ -31,13 +32,15 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
     sizes = Sizes(
         task=Countdown(size=3, max_input=50),
         backbone=BackboneConfig(seed=seed),
-        vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=16),
+        vae=ThoughtVAEConfig(num_latents=2, reads_context=True, decoder="full", beta=0.05, max_block_tokens=16),
         max_blocks=2,
         max_answer_tokens=32,
         batch_size=64,
         micro_batch_size=64,
         sft_steps=3000,
-        vae_steps=3000,
+        vae_steps=2000,
+        beta_warmup_steps=600,
+        loss=LossConfig(times_mean=1.0),
         reasoner_steps=8000,
         rollout_steps=800,
         rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),

@@ -8,11 +8,12 @@ import torch
 from ladi.arrays import Tensor
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
-from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig
+from ladi.models.vae import BlockTokens, ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
+from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import DataConfig, Tokens
+from ladi.train.data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Config:
     backbone_dir: Path
     """Saved language model that encoder and decoder start from."""
     vae: ThoughtVAEConfig = field(default_factory=ThoughtVAEConfig)
+    beta_warmup_steps: int = 0
+    """Steps over which beta rises from 0. A decoder that reads the context may else learn to do without latents."""
     statistics_problems: int = 4096
     """Training problems over which the latents' mean and standard deviation are taken, at most `data.num_train`."""
     gate_problems: int = 1000
@@ -31,17 +34,25 @@ class Config:
     loop: loop.LoopConfig
 
 
-def loss(vae: ThoughtVAE, batch: Tokens, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Batch:
+    """Blocks, and the share of beta that weighs their KL term."""
+
+    tokens: BlockTokens
+    beta_share: float
+
+
+def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The VAE's loss on the blocks of a batch."""
-    return vae.loss(*batch, generator)
+    return vae.loss(batch.tokens, generator, batch.beta_share)
 
 
 @torch.no_grad()
-def store_statistics(vae: ThoughtVAE, texts: list[str], generator: torch.Generator, chunk: int = 2048) -> None:
+def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, chunk: int = 2048) -> None:
     """Set `latent_mean` and `latent_std` to those of posterior samples, per latent and channel."""
     samples = []
-    for first in range(0, len(texts), chunk):
-        posterior = vae.encode(*vae.encoder.tokenize(texts[first : first + chunk], add_eos=True))
+    for first in range(0, len(blocks), chunk):
+        posterior = vae.encode(vae.tokenize(blocks[first : first + chunk]))
         samples.append(posterior.sample(generator))
     z = torch.cat(samples)
     vae.latent_mean.copy_(z.mean(0))
@@ -50,16 +61,16 @@ def store_statistics(vae: ThoughtVAE, texts: list[str], generator: torch.Generat
 
 @torch.no_grad()
 def reconstruction(
-    vae: ThoughtVAE, texts: list[str], generator: torch.Generator, noise_levels: tuple[float, ...]
+    vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, noise_levels: tuple[float, ...]
 ) -> dict[str, float]:
     """Share of blocks decoded exactly: from the posterior mean, from a sample, and against added latent noise.
 
     Noise is in units of each channel's standard deviation, added to the mean.
     """
-    posterior = vae.encode(*vae.encoder.tokenize(texts, add_eos=True))
+    posterior, before = vae.encode(vae.tokenize(blocks)), [block.before for block in blocks]
 
     def exact(z: Tensor) -> float:
-        return sum(a == b for a, b in zip(vae.decode(z), texts, strict=True)) / len(texts)
+        return sum(a == b.text for a, b in zip(vae.decode(z, before), blocks, strict=True)) / len(blocks)
 
     result = {"vae/exact_mean": exact(posterior.mean), "vae/exact_sample": exact(posterior.sample(generator))}
     for level in noise_levels:
@@ -69,11 +80,11 @@ def reconstruction(
     return result | {"vae/kl": kl.sum((1, 2)).mean().item()}
 
 
-def block_texts(task: TaskConfig, split: str, count: int, block: str) -> list[str]:
-    """Texts of all blocks of the first `count` problems of a split, or of all if there are fewer."""
+def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[Block]:
+    """All blocks of the first `count` problems of a split, or of all if there are fewer."""
     available = task.num_problems(split)
     problems = (task.problem(split, i) for i in range(count if available is None else min(count, available)))
-    return [text for problem in problems for text in blocks_of(problem, block, task.step_separator)]
+    return [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
 
 
 def main(config: Config) -> Path:
@@ -83,17 +94,17 @@ def main(config: Config) -> Path:
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
 
-    def batch_at(step: int, start: int, stop: int) -> Tokens:
+    def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, config.loop.batch_size, start, stop)
-        texts = [text for problem in problems for text in blocks_of(problem, block, task.step_separator)]
-        return vae.encoder.tokenize(texts, add_eos=True)
+        blocks = [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
+        return Batch(vae.tokenize(blocks), min(1.0, step / max(1, config.beta_warmup_steps)))
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
     num_statistics = min(config.statistics_problems, config.data.num_train)
-    store_statistics(vae, block_texts(task, "train", num_statistics, block), generator)
+    store_statistics(vae, first_blocks(task, "train", num_statistics, block), generator)
     split = "validation" if "validation" in task.splits else "test"
-    held_out = block_texts(task, split, config.gate_problems, block)
+    held_out = first_blocks(task, split, config.gate_problems, block)
     if held_out and loop.is_main_process():
         report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
         write_json_atomic(run_dir / "reconstruction.json", report)
