@@ -30,8 +30,10 @@ from ladi.train.presets import PRESETS
 
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
 RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9}
-ENCODING_COST = 0.4
+ENCODING_COST = 0.3
 """Seconds of encoding the blocks of a batch for the reasoner, beside a step of `sft`."""
+CONTEXT_COST = 2.7
+"""Times which the VAE and encoding take longer where it reads the context."""
 AR, LADIR, GRPO, LADI_RL = "AR SFT", "LaDiR", "AR SFT + token GRPO", "LaDiR + LaDi-RL"
 WINDOW = 10
 """Updates whose mean the live table shows as `now`; the first as many are `start`."""
@@ -211,6 +213,8 @@ def train_all(pipeline: Pipeline, console: Console) -> None:
     seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in stages}
     batches = pipeline.reasoner.data.num_train / pipeline.sft.loop.batch_size
     seconds["encoding"] = ENCODING_COST * step_s * batches
+    if pipeline.vae.vae.reads_context:
+        seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding")}
     parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
     console.print(f"Training from scratch takes about {sum(seconds.values()) / 60:.0f} minutes here ({parts}).")
     for name, stage in stages.items():

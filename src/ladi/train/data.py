@@ -67,7 +67,7 @@ class DataConfig:
 
 
 def precompute_latents(
-    vae: ThoughtVAE, vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 2048
+    vae: ThoughtVAE, vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64
 ) -> "LatentCache":
     """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
 
