@@ -36,4 +36,9 @@ dlr random "DLR, 6 of 32 at random" $FEW --policy.filter random
 dlr no_contrast "DLR, 32 of 32, no contrastive loss" --policy.gamma 0.0
 dlr main_trained "DLR, 32 of 32, main trained too" --policy.text-weight 0.1 --policy.temperature 1.0 --train-main
 
+ladi train dlr $P --loop.steps 50 --out-dir $R/dlr_std12 --std 1.2  # a policy that explores more
+$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12/final --label "DLR, 32 of 32, std 1.2" --json $OUT/eval/5_std12.json
+$EVAL --latent-use-samples 0 --model-dir $R/dlr_std12/final --sample.initial-noise 0.25 \
+  --label "DLR, 32 of 32, std 1.2, noise x 0.25" --json $OUT/eval/5_std12_quiet.json
+
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3
