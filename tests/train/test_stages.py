@@ -124,6 +124,11 @@ def test_cached_rows_are_cut_to_the_longest_of_them():
     assert rows.valid.tolist() == [[True, False], [True, True]]
 
 
+def test_beta_rises_over_the_warm_up_and_is_whole_from_the_first_step_without_one():
+    assert [stage_a.beta_share(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [stage_a.beta_share(step, 0) for step in range(2)] == [1, 1]
+
+
 def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):
     task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
     lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)

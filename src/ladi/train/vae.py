@@ -42,6 +42,11 @@ class Batch:
     beta_share: float
 
 
+def beta_share(step: int, warmup_steps: int) -> float:
+    """Rises from 0 at the first step to 1 after `warmup_steps`; 1 throughout where there are none."""
+    return step / warmup_steps if step < warmup_steps else 1.0
+
+
 def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The VAE's loss on the blocks of a batch."""
     return vae.loss(batch.tokens, generator, batch.beta_share)
@@ -97,7 +102,7 @@ def main(config: Config) -> Path:
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, config.loop.batch_size, start, stop)
         blocks = [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
-        return Batch(vae.tokenize(blocks), min(1.0, step / max(1, config.beta_warmup_steps)))
+        return Batch(vae.tokenize(blocks), beta_share(step, config.beta_warmup_steps))
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
