@@ -14,8 +14,8 @@ latent="--latent-use-samples 4"
 $EVAL $main $token --model-dir $A/ar --label "AR SFT" --json $OUT/eval/1_ar.json
 $EVAL $main $token --model-dir $A/grpo --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
 $EVAL $main $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/3_stage1.json
-$EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/4_rl.json
-$EVAL $main $latent --model-dir $A/stage1 --sample.initial-noise 0.7 --label "LaDiR, initial noise 0.7" --json $OUT/eval/5_noise.json
+$EVAL $main $latent --model-dir $A/stage2 --label "LaDiR with stage 2" --json $OUT/eval/4_stage2.json
+$EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
 ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown docs/results.md#cd3
 ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown README.md#cd3
 
@@ -28,6 +28,7 @@ $EVAL $small --model-dir $A/stage1 --label "LaDiR" --json $V/eval/ladir.json
 $EVAL $small --model-dir $A/stage1 --sample.temperature 1.0 --label "LaDiR, text T = 1" --json $V/eval/ladir_t1.json
 $EVAL $small --model-dir $A/stage1 --readout vae --label "LaDiR, VAE readout" --json $V/eval/ladir_vae.json
 $EVAL $small --model-dir $A/stage2 --label "LaDiR with stage 2" --json $V/eval/stage2.json
+$EVAL $small --model-dir $A/stage2 --sample.temperature 1.0 --label "LaDiR with stage 2, text T = 1" --json $V/eval/stage2_t1.json
 $EVAL $small --model-dir $A/stage2 --readout vae --label "LaDiR with stage 2, VAE readout" --json $V/eval/stage2_vae.json
 $EVAL $small --split test_unseen --model-dir $A/ar --sample.temperature 1.0 --label "AR SFT" --json $V/eval/unseen_ar.json
 $EVAL $small --split test_unseen --model-dir $A/grpo --sample.temperature 1.0 --label "AR SFT + token GRPO" --json $V/eval/unseen_grpo.json

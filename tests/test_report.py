@@ -379,10 +379,10 @@ def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):
     header, _, three, other, swept = seeds_table([run_dir]).splitlines()[:5]
     cells = dict(zip(cells_of(header), cells_of(three), strict=True))
     assert cells["seeds"] == "0, 1, 2"
-    assert cells["pass@1 (%)"] == "60.0 (50.0 to 70.0)"
-    assert cells["distinct"] == "3.40 (3.00 to 3.80)"
+    assert cells["pass@1 (%)"] == "60.0 [58.0, 62.0] (50.0 to 70.0)"
+    assert cells["distinct"] == "3.40 [3.30, 3.50] (3.00 to 3.80)"
     alone = [dict(zip(cells_of(header), cells_of(row), strict=True))["pass@1 (%)"] for row in (other, swept)]
-    assert alone == ["40.0", "80.0"]  # another sampler setting is another row
+    assert alone == ["40.0 [38.0, 42.0]", "80.0 [78.0, 82.0]"]  # another sampler setting is another row
     assert seeds_table([run_dir]).count("\n- ") == 5
 
 

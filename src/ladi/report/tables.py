@@ -1,8 +1,9 @@
 """Markdown tables of results, and how numbers are written."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
@@ -69,7 +70,11 @@ def results_table(paths: Sequence[Path]) -> str:
 
 
 def seeds_table(paths: Sequence[Path]) -> str:
-    """As `results_table`, but evaluations that differ in their seed alone share a row: `mean (lowest to highest)`."""
+    """As `results_table`, but evaluations that differ in their seed alone share a row.
+
+    A cell is `value [low, high]`, each the mean over seeds of the evaluations' own, and behind it, for several seeds,
+    `(lowest to highest)` value.
+    """
     evaluations = read_evaluations(paths)
     groups: dict[tuple[object, ...], list[Evaluation]] = {}
     for e in evaluations:
@@ -82,18 +87,22 @@ def seeds_table(paths: Sequence[Path]) -> str:
         first = members[0]
         row = [cell(first.label), cell(f"{first.task} {first.split}"), f"{first.num_questions} x {first.num_samples}"]
         row.append(", ".join(plain(e.seed) for e in members))
-        row += [spread([e.pass_at.get(k) for e in members], 100.0, 1) for k in ks]
-        rows.append([*row, spread([e.distinct_valid for e in members], 1.0, 2)])
+        row += [over_seeds([e.pass_at.get(k) for e in members], percent, 100.0, 1) for k in ks]
+        rows.append([*row, over_seeds([e.distinct_valid for e in members], count, 1.0, 2)])
     return markdown(rows) + "\n\n" + sources(evaluations)
 
 
-def spread(estimates: Sequence[Estimate | None], scale: float, digits: int) -> str:
-    """Values of several seeds as `57.4 (56.1 to 58.8)`; `-` where one is missing."""
-    values = [scale * estimate.value for estimate in estimates if estimate is not None]
-    if len(values) < len(estimates):
+def over_seeds(
+    estimates: Sequence[Estimate | None], write: Callable[[Estimate], str], scale: float, digits: int
+) -> str:
+    """Estimates of several seeds as `57.4 [55.0, 59.8] (56.1 to 58.8)`; `-` where one is missing."""
+    found = [estimate for estimate in estimates if estimate is not None]
+    if len(found) < len(estimates):
         return "-"
-    mean, low, high = (f"{x:.{digits}f}" for x in (sum(values) / len(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+    value, low, high = (mean(getattr(e, name) for e in found) for name in ("value", "low", "high"))
+    written = write(Estimate(value, low, high))
+    values = [scale * e.value for e in found]
+    return written if len(found) == 1 else f"{written} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
