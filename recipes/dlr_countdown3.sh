@@ -40,5 +40,10 @@ ladi train dlr $P --loop.steps 50 --out-dir $R/dlr_std12 --std 1.2  # a policy t
 $EVAL --latent-use-samples 4 --model-dir $R/dlr_std12/final --label "DLR, 32 of 32, std 1.2" --json $OUT/eval/5_std12.json
 $EVAL --latent-use-samples 0 --model-dir $R/dlr_std12/final --sample.initial-noise 0.25 \
   --label "DLR, 32 of 32, std 1.2, noise x 0.25" --json $OUT/eval/5_std12_quiet.json
+ladi train dlr $P --loop.steps 50 --out-dir $R/dlr_std12_alone --std 1.2 --policy.gamma 0.0  # the same, no contrastive loss
+$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_alone/final --label "DLR, 32 of 32, std 1.2, no contrastive loss" \
+  --json $OUT/eval/6_std12_alone.json
+$EVAL --latent-use-samples 0 --model-dir $R/dlr_std12_alone/final --sample.initial-noise 0.25 \
+  --label "DLR, 32 of 32, std 1.2, no contrastive loss, noise x 0.25" --json $OUT/eval/6_std12_alone_quiet.json
 
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Token GRPO and LaDi-RL on Countdown-3 with three seeds (of rollouts, order of puzzles and evaluation), from the bundled
+# Token GRPO and LaDi-RL on Countdown-3 with three seeds (of rollouts and evaluation; the puzzles come in the same order), from the bundled
 # models: 100 updates of 24 puzzles x 32 texts. Seed 0 is trained by recipes/countdown3.sh. Twelve minutes of training and
 # ten of evaluation on two cores; every command resumes.
 set -euo pipefail

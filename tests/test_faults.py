@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_run_resumes_from_the_o
     test_loop.assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "one bit"])
 def test_damaged_latents_are_named(whole, tmp_path, damage):
     path = tmp_path / "latents.safetensors"
     shutil.copy(whole / "reasoner" / path.name, path)

@@ -8,7 +8,6 @@ embedding space, and the main model, whose weights never change, writes the text
 differ in size, family and tokenizer.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ladi.arrays import Float, Int, Tensor
+from ladi.arrays import Float, Int, Tensor, content_hash
 from ladi.bundled import resolve
 from ladi.draws import Source, Streams, normal
 from ladi.models.backbone import Backbone
@@ -288,11 +287,7 @@ def load_main(source: str) -> Backbone:
 
 def weights_hash(backbone: Backbone) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a language model's weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(backbone.lm.named_parameters()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return content_hash(dict(backbone.lm.named_parameters()))
 
 
 def _all_true(embeds: Float[Tensor, "B T C"]) -> Tensor:

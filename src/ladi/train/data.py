@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.arrays import Bool, Float, Int, Tensor, content_hash
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
@@ -93,7 +93,7 @@ def precompute_latents(
     tensors = {"mean": mean, "log_var": log_var, "num_blocks": num_blocks}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"fingerprint": wanted})
+        save_file(tensors, partial, metadata={"fingerprint": wanted, "sha256": content_hash(tensors)})
         partial.rename(path)
     return LatentCache.load(path, wanted)
 
@@ -155,16 +155,19 @@ class LatentCache:
         """
         try:
             with safe_open(path, "pt") as file:
-                found = (file.metadata() or {}).get("fingerprint", "none")
-                tensors = [file.get_tensor(name) for name in ("mean", "log_var", "num_blocks")]
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("mean", "log_var", "num_blocks")}
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and the latents are computed again") from error
+        found = metadata.get("fingerprint", "none")
+        if metadata.get("sha256") not in (None, content_hash(tensors)):  # None: written without one
+            raise ValueError(f"{path} is damaged (its hash differs); delete it, and the latents are computed again")
         if found != fingerprint:
             raise ValueError(
                 f"{path} holds latents of another VAE or other data (fingerprint {found[:12]}, "
                 f"need {fingerprint[:12]}); delete it or name another file"
             )
-        return cls(*tensors)
+        return cls(**tensors)
 
     def rows(self, indices: Int[Tensor, " B"], device: torch.device) -> EncodedBlocks:
         """Posteriors of some examples, padded to the longest of them."""
