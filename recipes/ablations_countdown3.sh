@@ -9,7 +9,7 @@ OUT=${OUT:-runs/results/cd3_ablations}
 ADAMW="--loop.optim.name adamw --loop.optim.lr 1e-3"
 ALONE="--vae.no-reads-context --beta-warmup-steps 0"
 
-ladi train sft --preset cd3_tiny
+ladi train sft --preset cd3_tiny  # this one, vae, reasoner and rollout as the preset has them: recipes/countdown3.sh
 ladi train sft --preset cd3_tiny --out-dir $R/sft $ADAMW --loop.steps 4000
 ladi train vae --preset cd3_tiny $ALONE --loop.steps 3000 --out-dir $A/vae
 ladi train reasoner --preset cd3_tiny --vae-dir $A/vae/final --latents-path $A/latents.safetensors --loss.times-mean 0 \
@@ -32,4 +32,4 @@ $EVAL $latent --model-dir assets/cd3_tiny/stage1 --label "LaDiR, a block per ste
 $EVAL $latent --model-dir assets/cd3_tiny/stage2 --label "the same with stage 2" --json $OUT/eval/6_stage2.json
 $EVAL $latent --model-dir runs/cd3_tiny/rollout_wide/final --label "the same with stage 2, starts to 0.8" --json $OUT/eval/7_stage2_wide.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_ablations
-python recipes/flow_gap_countdown3.py "blocks alone=$A/reasoner/final" "context=assets/cd3_tiny/stage1"
+python recipes/flow_gap_countdown3.py "blocks alone=$A/reasoner/final" "context=runs/cd3_tiny/reasoner/final"

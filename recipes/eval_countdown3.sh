@@ -17,7 +17,7 @@ $EVAL $main $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/3_sta
 $EVAL $main $latent --model-dir $A/stage2 --label "LaDiR with stage 2" --json $OUT/eval/4_stage2.json
 $EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
 ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown docs/results.md#cd3
-ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown README.md#cd3
+ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown README.md#cd3 --figure docs/pass_at_k.svg
 
 # Variants, on fewer puzzles: other readers, other sharpness, targets never seen in training.
 V=${OUT}_variants
@@ -30,6 +30,8 @@ $EVAL $small --model-dir $A/stage1 --readout vae --label "LaDiR, VAE readout" --
 $EVAL $small --model-dir $A/stage2 --label "LaDiR with stage 2" --json $V/eval/stage2.json
 $EVAL $small --model-dir $A/stage2 --sample.temperature 1.0 --label "LaDiR with stage 2, text T = 1" --json $V/eval/stage2_t1.json
 $EVAL $small --model-dir $A/stage2 --readout vae --label "LaDiR with stage 2, VAE readout" --json $V/eval/stage2_vae.json
+$EVAL $small --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $V/eval/rl.json
+$EVAL $small --model-dir $A/rl --readout vae --label "LaDiR + LaDi-RL, VAE readout" --json $V/eval/rl_vae.json
 $EVAL $small --split test_unseen --model-dir $A/ar --sample.temperature 1.0 --label "AR SFT" --json $V/eval/unseen_ar.json
 $EVAL $small --split test_unseen --model-dir $A/grpo --sample.temperature 1.0 --label "AR SFT + token GRPO" --json $V/eval/unseen_grpo.json
 $EVAL $small --split test_unseen --model-dir $A/stage1 --label "LaDiR" --json $V/eval/unseen_ladir.json

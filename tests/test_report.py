@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown
+from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown, write_figure
 from ladi.report.data import read_evaluation, read_metrics, read_run
 from ladi.report.groups import main_evaluations, sweeps
 
@@ -371,6 +371,20 @@ def test_settings_have_a_column_where_they_differ(tmp_path):
     assert [cells_of(row)[column] for row in (first, second)] == ["5", "50"]
     token = write_run(tmp_path / "token", [evaluation(num_steps=0), evaluation(num_steps=5), evaluation(num_steps=50)])
     assert cells_of(results_table([token]).splitlines()[2])[column] == "-"
+
+
+def test_the_figure_is_an_svg_of_its_own_with_every_label(tmp_path):
+    run_dir = write_run(tmp_path / "run", [evaluation("first"), evaluation("a <b>")])
+    path = write_figure([run_dir], tmp_path / "figures" / "pass.svg")
+    root = ET.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"first", "a <b>", "pass@k (%)"} <= set(texts)
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", path.read_text()))
+    assert used <= set(re.findall(r"(--[a-z0-9-]+):", path.read_text()))
+    empty = write_run(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match="no evaluation at several k"):
+        write_figure([empty], tmp_path / "none.svg")
 
 
 def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):

@@ -22,7 +22,7 @@ from ladi.models.assistant import LatentAssistant
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
-from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown
+from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown, write_figure
 from ladi.rundir import provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS
@@ -174,12 +174,16 @@ class ReportArgs:
     """FILE#MARKER: also put the results table between that file's markers <!-- results:MARKER -->."""
     over_seeds: bool = False
     """In that table, one row for evaluations that differ in their seed alone."""
+    figure: Path | None = None
+    """Also write the pass@k plot alone, as an SVG file."""
 
 
 def run_report(args: list[str]) -> None:
-    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER]`."""
+    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER] [--figure FILE]`."""
     chosen = tyro.cli(ReportArgs, args=args, prog="ladi report")
     console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
+    if chosen.figure:
+        console.print(f"wrote {write_figure(chosen.runs, chosen.figure)}")
     if chosen.markdown:
         path, _, marker = chosen.markdown.partition("#")
         make_table = seeds_table if chosen.over_seeds else results_table

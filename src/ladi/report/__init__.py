@@ -4,7 +4,7 @@ data.py reads and checks what a run left behind, plots.py draws it, page.py writ
 tables.py the Markdown.
 """
 
-from ladi.report.page import build_report
+from ladi.report.page import build_report, write_figure
 from ladi.report.tables import numbers_table, results_table, seeds_table, update_markdown
 
-__all__ = ["build_report", "numbers_table", "results_table", "seeds_table", "update_markdown"]
+__all__ = ["build_report", "numbers_table", "results_table", "seeds_table", "update_markdown", "write_figure"]

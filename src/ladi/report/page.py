@@ -4,10 +4,13 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from ladi.report import sections
+from ladi.report import plots, sections
 from ladi.report.data import read_runs
+from ladi.report.groups import main_evaluations
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+COLORS = STYLE[: STYLE.index("* {")]
+"""The variables of the style sheet alone, for light and dark."""
 
 
 def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi report") -> Path:
@@ -45,3 +48,23 @@ def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi re
     out_path.parent.mkdir(parents=True, exist_ok=True)
     out_path.write_text(page, encoding="utf-8")
     return out_path
+
+
+def write_figure(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write the runs' pass@k plot alone, as an SVG file with its own colours and legend, and return its path.
+
+    Raises:
+        ValueError: if no run has evaluations at several k.
+    """
+    evaluations = main_evaluations([e for run in read_runs(run_dirs) for e in run.evaluations if len(e.pass_at) > 1])
+    if not evaluations:
+        raise ValueError(
+            f"no evaluation at several k in {', '.join(map(str, run_dirs))}; `ladi eval --json` writes them"
+        )
+    index_of = {evaluation.label: index for index, evaluation in enumerate(evaluations)}
+    svg = plots.pass_at_k(evaluations, index_of, "figure", has_legend=True)
+    head, _, body = svg.partition(">")
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{head} {namespaces}><style>\n{COLORS}</style>{body}", encoding="utf-8")
+    return path

@@ -107,7 +107,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [lead * 10.0**decade for decade in decades for lead in (1, 2, 5)]
 
 
-def pass_at_k(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot_id: str) -> str:
+def pass_at_k(
+    evaluations: Sequence[Evaluation], index_of: dict[str, int], plot_id: str, has_legend: bool = False
+) -> str:
     """pass@k against k, one line per evaluation with its interval as a band."""
     with mpl.rc_context(RC):
         figure, axes = new_axes()
@@ -117,11 +119,14 @@ def pass_at_k(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot_
             low, high = [100 * e.low for e in estimates], [100 * e.high for e in estimates]
             axes.fill_between(ks, low, high, color=color_of(index), alpha=0.15, linewidth=0)
             values = [100 * e.value for e in estimates]
-            axes.plot(ks, values, linestyle_of(index), color=color_of(index), marker="o", markersize=3.5)
+            style = {"color": color_of(index), "marker": "o", "markersize": 3.5, "label": evaluation.label}
+            axes.plot(ks, values, linestyle_of(index), **style)
         log_axis(axes, sorted({float(k) for evaluation in evaluations for k in evaluation.pass_at}))
         lowest = min(100 * e.low for evaluation in evaluations for e in evaluation.pass_at.values())
         axes.set_ylim(bottom=max(0.0, 10 * math.floor(lowest / 10)), top=min(101.0, axes.get_ylim()[1]))
         axes.set(xlabel="k, samples per question", ylabel="pass@k (%)")
+        if has_legend:
+            axes.legend(loc="lower right", frameon=False)
         return to_svg(figure, plot_id, "pass@k against the number of samples")
 
 
