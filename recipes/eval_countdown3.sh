@@ -53,3 +53,7 @@ for noise in 0.5 0.7 0.85 1.5 2.0; do
   $EVAL $small --model-dir $A/stage1 --sample.initial-noise $noise --label "LaDiR" --json $S/eval/noise_$noise.json
 done
 ladi report $S --out $S/report.html --title "Countdown-3, sampler" --markdown docs/results.md#cd3_sweeps
+
+# Where each model fails: at the first step, at what is left to reach, or at finishing.
+python recipes/diagnose_countdown3.py "AR SFT=$A/ar" "AR SFT + token GRPO=$A/grpo" "LaDiR=$A/stage1" \
+  "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$A/rl"

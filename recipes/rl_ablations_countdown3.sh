@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What matters in LaDi-RL, on Countdown-3 from the bundled stage-1 model: one setting changed at a time, 50 updates each
-# of 24 puzzles x 32 texts, one seed. Twenty minutes of training and five of evaluation on two cores.
+# of 24 puzzles x 32 texts, one seed. Twenty-five minutes of training and six of evaluation on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -16,6 +16,8 @@ one() {  # name, label, settings of the stage
     --latent-use-samples 4 --model-dir $R/$name/final --label "$label" --json $OUT/eval/$name.json
 }
 
+ladi eval --preset cd3_tiny --num-questions 200 --num-samples 64 --ks 1 4 16 64 --sample.num-steps 10 \
+  --latent-use-samples 4 --model-dir $A/stage1 --label "LaDiR, before" --json $OUT/eval/00_before.json
 one 00_base "8 x 4, alpha 0.9"
 one 01_alpha_0 "alpha 0 (texts only)" --policy.alpha 0.0
 one 02_alpha_05 "alpha 0.5" --policy.alpha 0.5
