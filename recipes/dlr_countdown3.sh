@@ -45,5 +45,13 @@ $EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_alone/final --label "DLR, 
   --json $OUT/eval/6_std12_alone.json
 $EVAL --latent-use-samples 0 --model-dir $R/dlr_std12_alone/final --sample.initial-noise 0.25 \
   --label "DLR, 32 of 32, std 1.2, no contrastive loss, noise x 0.25" --json $OUT/eval/6_std12_alone_quiet.json
+# ... at ten times the learning rate, with and without the KL term.
+FAST="--loop.steps 50 --std 1.2 --policy.gamma 0.0 --loop.optim.lr 3e-4"
+ladi train dlr $P $FAST --out-dir $R/dlr_std12_fast
+$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_fast/final --label "DLR, 32 of 32, std 1.2, no contrastive loss, lr 3e-4" \
+  --json $OUT/eval/7_std12_fast.json
+ladi train dlr $P $FAST --policy.beta 0.0 --out-dir $R/dlr_std12_free
+$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_free/final --label "DLR, 32 of 32, std 1.2, no contrastive loss, lr 3e-4, no KL" \
+  --json $OUT/eval/8_std12_free.json
 
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3
