@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ablations of the supervised stages on Countdown-3: AdamW in place of Muon, a VAE that reads blocks alone in place of
-# one that reads the context, and the chain of thought as one block. Two hours on two cores; every command resumes.
+# one that reads the context, the chain of thought as one block, and stage 2 from nearer to noise. After
+# recipes/countdown3.sh; two hours on two cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 R=runs/w0
@@ -9,7 +10,6 @@ OUT=${OUT:-runs/results/cd3_ablations}
 ADAMW="--loop.optim.name adamw --loop.optim.lr 1e-3"
 ALONE="--vae.no-reads-context --beta-warmup-steps 0"
 
-ladi train sft --preset cd3_tiny  # this one, vae, reasoner and rollout as the preset has them: recipes/countdown3.sh
 ladi train sft --preset cd3_tiny --out-dir $R/sft $ADAMW --loop.steps 4000
 ladi train vae --preset cd3_tiny $ALONE --loop.steps 3000 --out-dir $A/vae
 ladi train reasoner --preset cd3_tiny --vae-dir $A/vae/final --latents-path $A/latents.safetensors --loss.times-mean 0 \

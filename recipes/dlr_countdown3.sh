@@ -36,22 +36,18 @@ dlr random "DLR, 6 of 32 at random" $FEW --policy.filter random
 dlr no_contrast "DLR, 32 of 32, no contrastive loss" --policy.gamma 0.0
 dlr main_trained "DLR, 32 of 32, main trained too" --policy.text-weight 0.1 --policy.temperature 1.0 --train-main
 
-ladi train dlr $P --loop.steps 50 --out-dir $R/dlr_std12 --std 1.2  # a policy that explores more
-$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12/final --label "DLR, 32 of 32, std 1.2" --json $OUT/eval/5_std12.json
-$EVAL --latent-use-samples 0 --model-dir $R/dlr_std12/final --sample.initial-noise 0.25 \
-  --label "DLR, 32 of 32, std 1.2, noise x 0.25" --json $OUT/eval/5_std12_quiet.json
-ladi train dlr $P --loop.steps 50 --out-dir $R/dlr_std12_alone --std 1.2 --policy.gamma 0.0  # the same, no contrastive loss
-$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_alone/final --label "DLR, 32 of 32, std 1.2, no contrastive loss" \
-  --json $OUT/eval/6_std12_alone.json
-$EVAL --latent-use-samples 0 --model-dir $R/dlr_std12_alone/final --sample.initial-noise 0.25 \
-  --label "DLR, 32 of 32, std 1.2, no contrastive loss, noise x 0.25" --json $OUT/eval/6_std12_alone_quiet.json
-# ... at ten times the learning rate, with and without the KL term.
-FAST="--loop.steps 50 --std 1.2 --policy.gamma 0.0 --loop.optim.lr 3e-4"
-ladi train dlr $P $FAST --out-dir $R/dlr_std12_fast
-$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_fast/final --label "DLR, 32 of 32, std 1.2, no contrastive loss, lr 3e-4" \
-  --json $OUT/eval/7_std12_fast.json
-ladi train dlr $P $FAST --policy.beta 0.0 --out-dir $R/dlr_std12_free
-$EVAL --latent-use-samples 4 --model-dir $R/dlr_std12_free/final --label "DLR, 32 of 32, std 1.2, no contrastive loss, lr 3e-4, no KL" \
-  --json $OUT/eval/8_std12_free.json
+# A policy that explores more; without the contrastive loss; at ten times the learning rate, with and without the KL term.
+quiet() {  # name, label: with a quarter of the policy's noise
+  $EVAL --latent-use-samples 0 --model-dir $R/dlr_$1/final --sample.initial-noise 0.25 --label "$2, noise x 0.25" \
+    --json $OUT/eval/4_$1_quiet.json
+}
+WIDE="DLR, 32 of 32, std 1.2"
+FREE="$WIDE, no contrastive loss"
+dlr std12 "$WIDE" --std 1.2
+quiet std12 "$WIDE"
+dlr std12_alone "$FREE" --std 1.2 --policy.gamma 0.0
+quiet std12_alone "$FREE"
+dlr std12_fast "$FREE, lr 3e-4" --std 1.2 --policy.gamma 0.0 --loop.optim.lr 3e-4
+dlr std12_free "$FREE, lr 3e-4, no KL" --std 1.2 --policy.gamma 0.0 --loop.optim.lr 3e-4 --policy.beta 0.0
 
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3

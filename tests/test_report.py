@@ -385,6 +385,9 @@ def test_the_figure_is_an_svg_of_its_own_with_every_label(tmp_path):
     empty = write_run(tmp_path / "empty", [])
     with pytest.raises(ValueError, match="no evaluation at several k"):
         write_figure([empty], tmp_path / "none.svg")
+    mixed = write_run(tmp_path / "mixed", [evaluation(), evaluation(split="test_unseen")])
+    with pytest.raises(ValueError, match="countdown4, test; countdown4, test_unseen"):
+        write_figure([mixed], tmp_path / "none.svg")
 
 
 def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):

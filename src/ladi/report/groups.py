@@ -22,6 +22,11 @@ def main_evaluations(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     return list(best.values())
 
 
+def curves(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Of `main_evaluations`, those with pass@k at several k."""
+    return [e for e in main_evaluations(evaluations) if len(e.pass_at) > 1]
+
+
 def sweeps(evaluations: Sequence[Evaluation], setting: str) -> list[list[Evaluation]]:
     """Groups that share label, task, split and every setting but one, in the order of that one."""
     groups: dict[tuple[object, ...], dict[float, Evaluation]] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ladi.report import plots, sections
 from ladi.report.data import read_runs
-from ladi.report.groups import main_evaluations
+from ladi.report.groups import by_task, curves
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 COLORS = STYLE[: STYLE.index("* {")]
@@ -54,13 +54,15 @@ def write_figure(run_dirs: Sequence[Path], path: Path) -> Path:
     """Write the runs' pass@k plot alone, as an SVG file with its own colours and legend, and return its path.
 
     Raises:
-        ValueError: if no run has evaluations at several k.
+        ValueError: if no run has evaluations at several k, or the runs have several tasks or splits.
     """
-    evaluations = main_evaluations([e for run in read_runs(run_dirs) for e in run.evaluations if len(e.pass_at) > 1])
+    evaluations = curves([evaluation for run in read_runs(run_dirs) for evaluation in run.evaluations])
     if not evaluations:
         raise ValueError(
             f"no evaluation at several k in {', '.join(map(str, run_dirs))}; `ladi eval --json` writes them"
         )
+    if len(tasks := by_task(evaluations)) > 1:
+        raise ValueError(f"one figure holds one task and split, these runs have {'; '.join(tasks)}; name fewer runs")
     index_of = {evaluation.label: index for index, evaluation in enumerate(evaluations)}
     svg = plots.pass_at_k(evaluations, index_of, "figure", has_legend=True)
     head, _, body = svg.partition(">")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ladi.report import plots
 from ladi.report.data import SETTINGS, Evaluation, Question, Run
-from ladi.report.groups import by_task, main_evaluations, sweeps
+from ladi.report.groups import by_task, curves, main_evaluations, sweeps
 from ladi.report.markup import Section, chip, code, figure, interval, legend, table
 from ladi.report.tables import duration, plain
 
@@ -59,7 +59,7 @@ def per_task_figures(
 
 
 def pass_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -> Section | None:
-    shown = [evaluation for evaluation in main_evaluations(evaluations) if len(evaluation.pass_at) > 1]
+    shown = curves(evaluations)
     if not shown:
         return None
     lead = (
