@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What matters in LaDi-RL, on Countdown-3 from the bundled stage-1 model: one setting changed at a time, 50 updates each
-# of 24 puzzles x 32 texts, one seed. Twenty-five minutes of training and six of evaluation on two cores.
+# of 24 puzzles x 32 texts at learning rate 5e-5, one seed. Twenty-five minutes of training and six of evaluation on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -11,7 +11,7 @@ one() {  # name, label, settings of the stage
   local name=$1 label=$2
   shift 2
   ladi train rl --preset cd3_tiny --model-dir $A/stage1 --out-dir $R/$name --loop.steps 50 \
-    --policy.num-latents 8 --policy.texts-per-latent 4 "$@"
+    --loop.optim.lr 5e-5 --policy.num-latents 8 --policy.texts-per-latent 4 "$@"
   ladi eval --preset cd3_tiny --num-questions 200 --num-samples 64 --ks 1 4 16 64 --sample.num-steps 10 \
     --latent-use-samples 4 --model-dir $R/$name/final --label "$label" --json $OUT/eval/$name.json
 }

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Token GRPO and LaDi-RL on Countdown-3 with three seeds (of rollouts and evaluation; the puzzles come in the same order), from the bundled
-# models: 100 updates of 24 puzzles x 32 texts. Seed 0 is trained by recipes/countdown3.sh. Twelve minutes of training and
-# ten of evaluation on two cores; every command resumes.
+# Token GRPO and LaDi-RL on Countdown-3 with three seeds (of puzzles, rollouts and evaluation) from the bundled models: 100 updates of
+# 24 puzzles x 32 texts, each at its best learning rate (recipes/rl_tuning_countdown3.sh). Seed 0 is trained by
+# recipes/countdown3.sh. Twelve minutes of training and ten of evaluation on two cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
 OUT=${OUT:-runs/results/cd3_rl}
 
 for s in 1 2; do
-  P="--preset cd3_tiny --loop.seed $s --loop.steps 100"
+  P="--preset cd3_tiny --data.task.seed $s --loop.seed $s --loop.steps 100"
   ladi train rl $P --model-dir $A/stage1 --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5 \
     --out-dir runs/cd3_tiny_seed$s/rl
   ladi train grpo $P --model-dir $A/ar --policy.num-generations 32 --out-dir runs/cd3_tiny_seed$s/grpo

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Token GRPO and LaDi-RL on Countdown-3 from the bundled models, with the same tuning effort: three learning rates each,
-# 50 updates of 24 puzzles x 32 texts, and 100 at the highest. After recipes/countdown3.sh; twenty minutes of training
-# and five of evaluation on two cores; every command resumes.
+# Token GRPO and LaDi-RL on Countdown-3 from the bundled models, with the same tuning effort: four learning rates each,
+# 50 updates of 24 puzzles x 32 texts, and 100 at the best. Twenty-five minutes of training and six of evaluation on two
+# cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -16,17 +16,18 @@ latent="--sample.num-steps 10"
 
 $EVAL $token --model-dir $A/ar --label "AR SFT" --json $OUT/eval/0_ar.json
 $EVAL $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/0_ladir.json
-for lr in 2e-5 5e-5 1e-4; do
+for lr in 2e-5 5e-5 1e-4 2e-4; do
   $GRPO --out-dir $R/grpo_$lr --loop.steps 50 --loop.optim.lr $lr
   $EVAL $token --model-dir $R/grpo_$lr/final --label "GRPO, 50 updates, lr $lr" --json $OUT/eval/1_grpo_$lr.json
 done
-for lr in 5e-5 1e-4 2e-4; do
+for lr in 5e-5 1e-4 2e-4 4e-4; do
   $LADI_RL --out-dir $R/rl_$lr --loop.steps 50 --loop.optim.lr $lr
   $EVAL $latent --model-dir $R/rl_$lr/final --label "LaDi-RL, 50 updates, lr $lr" --json $OUT/eval/2_rl_$lr.json
 done
-$GRPO --out-dir $R/grpo_long --loop.steps 100 --loop.optim.lr 1e-4
-$LADI_RL --out-dir $R/rl_long --loop.steps 100 --loop.optim.lr 2e-4
-$EVAL $token --model-dir runs/cd3_tiny/grpo/final --label "GRPO, 100 updates, lr 5e-5" --json $OUT/eval/3_grpo_100.json
-$EVAL $token --model-dir $R/grpo_long/final --label "GRPO, 100 updates, lr 1e-4" --json $OUT/eval/3_grpo_long.json
-$EVAL $latent --model-dir $R/rl_long/final --label "LaDi-RL, 100 updates, lr 2e-4" --json $OUT/eval/4_rl_long.json
+for lr in 5e-5 1e-4; do
+  $GRPO --out-dir $R/grpo_100_$lr --loop.steps 100 --loop.optim.lr $lr
+  $EVAL $token --model-dir $R/grpo_100_$lr/final --label "GRPO, 100 updates, lr $lr" --json $OUT/eval/3_grpo_100_$lr.json
+done
+$LADI_RL --out-dir $R/rl_100_2e-4 --loop.steps 100 --loop.optim.lr 2e-4
+$EVAL $latent --model-dir $R/rl_100_2e-4/final --label "LaDi-RL, 100 updates, lr 2e-4" --json $OUT/eval/4_rl_100_2e-4.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_rl_tuning

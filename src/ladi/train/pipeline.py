@@ -60,6 +60,9 @@ class Sizes:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rl_steps: int = 100
     rl_lr: float = 5e-5
+    """Of LaDi-RL."""
+    grpo_lr: float = 5e-5
+    """Of token GRPO."""
     rl_questions: int = 24
     rl_micro_batch_size: int = 0
     """Questions of a replay at a time; 0 means all."""
@@ -147,7 +150,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             data=data,
             model_dir=root / "sft" / "final",
             policy=grpo.PolicyConfig(num_generations=num_generations, max_completion_length=longest),
-            loop=rl_loop,
+            loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.grpo_lr)),
         ),
         dlr_warmup=dlr_warmup.Config(
             out_dir=root / "dlr_warmup",

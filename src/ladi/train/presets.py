@@ -44,6 +44,8 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
         reasoner_steps=8000,
         rollout_steps=800,
         rollout=RolloutConfig(start_time=(0.2, 0.5), denoising_gradient=False),
+        rl_lr=2e-4,
+        grpo_lr=1e-4,
     )
     return pipeline(sizes, root, seed)
 
@@ -67,6 +69,8 @@ def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
         rollout_steps=600,
         rollout_lr=1e-3,
         rollout=RolloutConfig(start_time=(0.2, 0.8), denoising_gradient=False),
+        rl_lr=2e-4,
+        grpo_lr=1e-4,
     )
     return pipeline(sizes, root, seed)
 

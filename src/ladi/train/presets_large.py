@@ -47,6 +47,7 @@ LADIR_8B = Sizes(
     rollout_lr=5e-6,
     rollout=RolloutConfig(num_steps=10),
     rl_lr=1e-6,
+    grpo_lr=1e-6,
     rl_questions=16,
     rl_micro_batch_size=1,
     policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
@@ -139,6 +140,7 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
         assistant=AssistantConfig(num_latents=32, latent_width=512),
         warmup_steps=num_train // questions,
         warmup_lr=3e-5,
+        grpo_lr=1e-6,
         rl_steps=3 * num_train // questions,
         dlr_policy=dlr.PolicyConfig(
             num_generations=64,
