@@ -4,6 +4,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from ladi.train.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -25,3 +27,12 @@ def test_presets_named_in_docs_exist():
         for before, name in pairwise(words):
             if before == "--preset":
                 assert name.strip("`\"'") in PRESETS, (path, name)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/tour.md"])
+def test_python_examples_run_as_they_stand(path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, path, "exec"), names)
