@@ -240,6 +240,22 @@ def test_runs_of_reinforcement_learning_share_their_plots(tmp_path):
     check(page)
 
 
+def test_a_run_has_the_colour_of_the_label_its_model_was_evaluated_with(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("rl", "other", "grpo")]
+    for run in runs:
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "reward/mean": 0.5}) + "\n")
+    labels = {"AR": "assets/ar", "GRPO": str(tmp_path / "grpo" / "final"), "LaDi-RL": str(tmp_path / "rl" / "final")}
+    evaluations = [evaluation(label, model_dir=model) for label, model in labels.items()]
+    page = build_report([write_run(tmp_path / "evals", evaluations), *runs], tmp_path / "r.html").read_text()
+    legend = page.split("<section id='rl'>")[1].split("<ul class='legend'>")[1].split("</ul>")[0]
+    colors = {item.split("</i>")[1]: re.search(r"--c-(\d+)", item)[1] for item in legend.split("<li>")[1:]}
+    assert {name.removesuffix("</li>"): color for name, color in colors.items()} == {
+        "rl": "02",
+        "other": "03",
+        "grpo": "01",
+    }
+
+
 def test_accuracy_is_drawn_against_diversity_over_training(tmp_path):
     run = write_run(tmp_path / "rl")
     lines = [

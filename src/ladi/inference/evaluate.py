@@ -231,6 +231,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     )
     return {
         "label": label,
+        "model_dir": str(config.model_dir),
         "task": config.task.name,
         "split": config.split,
         "num_questions": config.num_questions,

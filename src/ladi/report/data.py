@@ -40,6 +40,8 @@ class Evaluation:
     path: Path
     label: str
     """Names the model. Evaluations that share it differ in sampler settings only: they form a sweep."""
+    model_dir: Path | None
+    """Where the model was; None in older records."""
     task: str
     split: str
     num_questions: int
@@ -196,6 +198,7 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(
         path=path,
         label=fields.text("label"),
+        model_dir=Path(fields.text("model_dir")) if fields.has("model_dir") else None,
         task=fields.text("task"),
         split=fields.text("split"),
         num_questions=fields.whole("num_questions"),

@@ -159,13 +159,13 @@ RL_METRICS = {
 }
 
 
-def rl_section(runs: Sequence[Run]) -> Section | None:
-    shown = [run for run in runs if "reward/mean" in run.metrics]
+def rl_section(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of: dict[str, int]) -> Section | None:
+    shown = run_colors([run for run in runs if "reward/mean" in run.metrics], evaluations, index_of)
     if not shown:
         return None
     figures = []
     for number, (key, caption) in enumerate(RL_METRICS.items()):
-        curves = {i: run.metrics[key] for i, run in enumerate(shown) if run.metrics.get(key)}
+        curves = {i: run.metrics[key] for i, run in shown.items() if run.metrics.get(key)}
         if curves:
             figures.append(figure(plots.metric_curves(curves, key, f"rl{number}"), html.escape(caption)))
     lead = (
@@ -173,15 +173,29 @@ def rl_section(runs: Sequence[Run]) -> Section | None:
         "answers. If the variance between latents goes to 0, the latents no longer decide the answer. In the first "
         "plot, a run that goes right without going down gains accuracy without losing diversity."
     )
-    items = "".join(f"<li>{chip(i)}{html.escape(run.name)}</li>" for i, run in enumerate(shown))
+    items = "".join(f"<li>{chip(i)}{html.escape(run.name)}</li>" for i, run in shown.items())
     body = f"<ul class='legend'>{items}</ul>{trade_off(shown)}<div class='plots small'>{''.join(figures)}</div>"
     return Section("rl", "Reinforcement learning", lead, body)
 
 
-def trade_off(runs: Sequence[Run]) -> str:
+def run_colors(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of: dict[str, int]) -> dict[int, Run]:
+    """Each run under the colour of the label that its model was evaluated with, or else under one of its own."""
+    colors: dict[int, Run] = {}
+    free = len(index_of)
+    for run in runs:
+        folder = run.run_dir.resolve()
+        inside = (e for e in evaluations if e.model_dir and e.model_dir.resolve().is_relative_to(folder))
+        color = next((index_of[e.label] for e in inside), None)
+        if color is None or color in colors:
+            color, free = free, free + 1
+        colors[color] = run
+    return colors
+
+
+def trade_off(runs: dict[int, Run]) -> str:
     """Distinct correct answers against pass@1 of the rollouts over training; empty where a run logs neither."""
     paths = {}
-    for i, run in enumerate(runs):
+    for i, run in runs.items():
         accuracy, distinct = (dict(run.metrics.get(key, [])) for key in ("rollout/pass@1", "rollout/distinct_correct"))
         steps = sorted(accuracy.keys() & distinct.keys())
         if steps:
