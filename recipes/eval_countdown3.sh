@@ -16,8 +16,8 @@ $EVAL $main $token --model-dir $A/grpo --label "AR SFT + token GRPO" --json $OUT
 $EVAL $main $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/3_stage1.json
 $EVAL $main $latent --model-dir $A/stage2 --label "LaDiR with stage 2" --json $OUT/eval/4_stage2.json
 $EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
-ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown docs/results.md#cd3
-ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown README.md#cd3 --figure docs/pass_at_k.svg
+ladi report $OUT --out $OUT/report.html --title "Countdown-3" --figure docs/pass_at_k.svg \
+  --markdown docs/results.md#cd3 README.md#cd3
 
 # Variants, on fewer puzzles: other readers, other sharpness, targets never seen in training.
 V=${OUT}_variants

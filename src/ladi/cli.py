@@ -170,8 +170,8 @@ class ReportArgs:
     """Run folders."""
     out: Path = Path("report.html")
     title: str = "ladi report"
-    markdown: str = ""
-    """FILE#MARKER: also put the results table between that file's markers <!-- results:MARKER -->."""
+    markdown: tuple[str, ...] = ()
+    """FILE#MARKER...: also put the results table between those files' markers <!-- results:MARKER -->."""
     over_seeds: bool = False
     """In that table, one row for evaluations that differ in their seed alone."""
     figure: Path | None = None
@@ -179,13 +179,13 @@ class ReportArgs:
 
 
 def run_report(args: list[str]) -> None:
-    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER] [--figure FILE]`."""
+    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER...] [--figure FILE]`."""
     chosen = tyro.cli(ReportArgs, args=args, prog="ladi report")
     console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
     if chosen.figure:
         console.print(f"wrote {write_figure(chosen.runs, chosen.figure)}")
-    if chosen.markdown:
-        path, _, marker = chosen.markdown.partition("#")
+    for target in chosen.markdown:
+        path, _, marker = target.partition("#")
         make_table = seeds_table if chosen.over_seeds else results_table
         update_markdown(Path(path), marker, make_table(chosen.runs))
 
