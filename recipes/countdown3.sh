@@ -11,13 +11,13 @@ ladi train vae $P                # blocks of thought <-> latents
 ladi train reasoner $P           # stage 1: denoise blocks, teacher forced
 ladi train rollout $P            # stage 2: learn from self-made blocks
 
-# Reinforcement learning, 24 puzzles x 32 texts an update: a hundred updates, then 150 more of both.
+# Reinforcement learning, 24 puzzles x 32 texts an update: a hundred updates, then 150 more of both on other puzzles.
 RL="ladi train rl $P --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5"
 GRPO="ladi train grpo $P --policy.num-generations 32"
 $RL --loop.steps 100
 $GRPO --loop.steps 100
-$RL --loop.steps 150 --loop.seed 1 --model-dir $R/rl/final --out-dir $R/rl_more
-$GRPO --loop.steps 150 --loop.seed 1 --model-dir $R/grpo/final --out-dir $R/grpo_more
+$RL --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/rl/final --out-dir $R/rl_more
+$GRPO --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/grpo/final --out-dir $R/grpo_more
 
 python recipes/bundle.py cd3_tiny ar=$R/sft vae=$R/vae stage1=$R/reasoner stage2=$R/rollout grpo=$R/grpo_more rl=$R/rl_more
 bash recipes/eval_countdown3.sh
