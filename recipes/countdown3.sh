@@ -19,5 +19,6 @@ $GRPO --loop.steps 100
 $RL --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/rl/final --out-dir $R/rl_more
 $GRPO --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/grpo/final --out-dir $R/grpo_more
 
-python recipes/bundle.py cd3_tiny ar=$R/sft vae=$R/vae stage1=$R/reasoner stage2=$R/rollout grpo=$R/grpo_more rl=$R/rl_more
+python recipes/bundle.py cd3_tiny ar=$R/sft vae=$R/vae stage1=$R/reasoner stage2=$R/rollout grpo=$R/grpo rl=$R/rl \
+  grpo_long=$R/grpo_more rl_long=$R/rl_more
 bash recipes/eval_countdown3.sh

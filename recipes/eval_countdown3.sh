@@ -13,9 +13,11 @@ latent="--latent-use-samples 4"
 # Main rows: supervised and reinforced, in token and in latent space.
 $EVAL $main $token --model-dir $A/ar --label "AR SFT" --json $OUT/eval/1_ar.json
 $EVAL $main $token --model-dir $A/grpo --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
+$EVAL $main $token --model-dir $A/grpo_long --label "AR SFT + token GRPO, 250 updates" --json $OUT/eval/2_grpo_long.json
 $EVAL $main $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/3_stage1.json
 $EVAL $main $latent --model-dir $A/stage2 --label "LaDiR with stage 2" --json $OUT/eval/4_stage2.json
 $EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
+$EVAL $main $latent --model-dir $A/rl_long --label "LaDiR + LaDi-RL, 250 updates" --json $OUT/eval/5_rl_long.json
 ladi report $OUT --out $OUT/report.html --title "Countdown-3" --figure docs/pass_at_k.svg \
   --markdown docs/results.md#cd3 README.md#cd3
 
@@ -56,4 +58,5 @@ ladi report $S --out $S/report.html --title "Countdown-3, sampler" --markdown do
 
 # Where each model fails: at the first step, at what is left to reach, or at finishing.
 python recipes/diagnose_countdown3.py "AR SFT=$A/ar" "AR SFT + token GRPO=$A/grpo" "LaDiR=$A/stage1" \
-  "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$A/rl"
+  "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$A/rl" "AR SFT + token GRPO, 250 updates=$A/grpo_long" \
+  "LaDiR + LaDi-RL, 250 updates=$A/rl_long"

@@ -18,7 +18,7 @@ from ladi.train.vae import first_blocks, reconstruction
 FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
 PROVENANCE = json.loads((FOLDER / "provenance.json").read_text())
-TOKEN_LEVEL = ["ar", "grpo"]
+TOKEN_LEVEL = ["ar", "grpo", "grpo_long"]
 LADIR = [name for name in PROVENANCE if name not in ("vae", *TOKEN_LEVEL)]
 
 
