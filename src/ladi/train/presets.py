@@ -65,7 +65,7 @@ def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
         vae_steps=1500,
         beta_warmup_steps=500,
         loss=LossConfig(times_mean=1.0),
-        reasoner_steps=5000,
+        reasoner_steps=4000,
         rollout_steps=600,
         rollout_lr=1e-3,
         rollout=RolloutConfig(start_time=(0.2, 0.8), denoising_gradient=False),
