@@ -29,13 +29,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.bundled import resolve
+from ladi.models.cache import KeyValues, RoomyKeyValues
 
 # `<bot>` and `<eot>` enclose a block of latents, `<soa>` starts the answer.
 SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
 
 transformers_logging.disable_progress_bar()  # a bar for every file of a small model drowns our own
-
-KeyValues = tuple[tuple[Tensor, Tensor], ...]  # one (keys, values) a layer, each (B, heads, S, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def lm_shape(config: BackboneConfig, vocab_size: int) -> LmShape:
         lm_config: Any = _new_lm_config(config, vocab_size)
     else:
         try:
-            lm_config = AutoConfig.from_pretrained(config.name_or_path, local_files_only=True)
+            lm_config = AutoConfig.from_pretrained(located(config.name_or_path), local_files_only=True)
         except (OSError, ValueError) as error:
             if config.name_or_path not in PUBLISHED:
                 raise ValueError(
@@ -183,19 +183,32 @@ class Cache(DynamicCache):
     A layer that is recomputed in the backward pass appends again; it finds the same `past` and changes nothing.
     """
 
-    def __init__(self, past: KeyValues | None):
+    def __init__(self, past: KeyValues | None, num_new: int):
         super().__init__()
-        self.past = past
+        self.past = past.with_room(num_new) if isinstance(past, RoomyKeyValues) else past
         self.now: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
         """All keys and values of a layer, given those of the pass (transformers calls this)."""
         keys, values = key_states.contiguous(), value_states.contiguous()
-        if self.past is not None:
+        if isinstance(self.past, RoomyKeyValues):
+            keys, values = self.past.write(layer_idx, keys, values)
+        elif self.past is not None:
             past_keys, past_values = self.past[layer_idx]
             keys, values = torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
         self.now.setdefault(layer_idx, (keys, values))
         return keys, values
+
+    def all(self, num_new: int) -> KeyValues:
+        """Those of all layers after the pass, with whatever room is left."""
+        if isinstance(self.past, RoomyKeyValues):
+            return self.past.grown(num_new)
+        return tuple(self.now[layer] for layer in sorted(self.now))
+
+
+def located(name_or_path: str) -> str:
+    """A hub name or folder as it is; the folder of a model that came with ladi for `assets/...`."""
+    return str(resolve(Path(name_or_path))) if name_or_path.startswith("assets/") else name_or_path
 
 
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -225,7 +238,7 @@ class Backbone(nn.Module):
             ValueError: if the model is new and `alphabet` is empty.
         """
         if config.name_or_path:
-            return cls.from_pretrained(config.name_or_path)
+            return cls.from_pretrained(located(config.name_or_path))
         if not alphabet:
             raise ValueError("a new backbone needs the characters of its texts; got an empty alphabet")
         tokenizer = character_tokenizer(alphabet)
@@ -305,7 +318,8 @@ class Backbone(nn.Module):
 
         `past` holds the S tokens before; it is not changed.
         """
-        cache = Cache(past)
+        num_new = embeds.shape[1]
+        cache = Cache(past, num_new)
         out = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask[:, None],
@@ -313,7 +327,7 @@ class Backbone(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return out.last_hidden_state, tuple(cache.now[layer] for layer in sorted(cache.now))
+        return out.last_hidden_state, cache.all(num_new)
 
     def logits(self, hidden: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch V"]:
         """LM-head logits of hidden states."""
@@ -356,10 +370,3 @@ class Backbone(nn.Module):
         """Texts of id rows, each cut at its first `<eos>`; special tokens are left out."""
         rows = [row[: row.index(self.eos)] if self.eos in row else row for row in ids.tolist()]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-
-def expand_rows(past: KeyValues, repeats: int) -> KeyValues:
-    """Keys and values with every row repeated `repeats` times, neighbours together."""
-    if repeats == 1:
-        return past
-    return tuple((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)) for k, v in past)

@@ -1,13 +1,14 @@
 """Autoregressive decoding of text after a cached prefix: the text policy, shared by SFT models, VAE and reasoner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, uniform
-from ladi.models.backbone import Backbone, KeyValues, expand_rows
+from ladi.models.backbone import Backbone
+from ladi.models.cache import KeyValues, RoomyKeyValues, expand_rows
 from ladi.models.mask import append_mask
 
 
@@ -26,16 +27,23 @@ def append(
     prefix: Prefix | None,
     embeds: Float[Tensor, "B T C"],
     valid: Bool[Tensor, "B T"],
+    positions: Int[Tensor, "B T"] | None = None,
 ) -> tuple[Prefix, Float[Tensor, "B T C"]]:
-    """The prefix grown by T tokens (padding takes no position), and the hidden states of those tokens."""
+    """The prefix grown by T tokens, and the hidden states of those tokens.
+
+    `positions` says where they stand; by default one behind the other (padding takes no position).
+    """
     if prefix is None:
         cached_valid, position, past = valid[:, :0], valid.new_zeros(len(valid), dtype=torch.long), None
     else:
         cached_valid, position, past = prefix.valid, prefix.position, prefix.past
-    offsets = (valid.long().cumsum(1) - 1).clamp(min=0)
-    hidden, past = backbone.hidden(embeds, append_mask(cached_valid, valid), position[:, None] + offsets, past)
-    grown = Prefix(past, torch.cat([cached_valid, valid], 1), position + valid.sum(1), hidden[:, -1])
-    return grown, hidden
+    if positions is None:
+        positions = position[:, None] + (valid.long().cumsum(1) - 1).clamp(min=0)
+        position = position + valid.sum(1)
+    else:
+        position = positions[:, -1] + 1
+    hidden, past = backbone.hidden(embeds, append_mask(cached_valid, valid), positions, past)
+    return Prefix(past, torch.cat([cached_valid, valid], 1), position, hidden[:, -1]), hidden
 
 
 def open_question(backbone: Backbone, questions: Sequence[str]) -> Prefix:
@@ -79,6 +87,7 @@ def continue_ids(
 
     `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
     """
+    prefix = with_room(prefix)
     batch = len(prefix.valid)
     ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
     rows, processed = torch.arange(batch, device=prefix.valid.device), 0
@@ -94,7 +103,7 @@ def continue_ids(
         if not bool(alive.any()) or i + 1 == max_new_tokens:
             break
         if int(alive.sum()) < 0.75 * len(alive):  # a cut copies the whole cache: only when it pays
-            prefix = select_rows(prefix, alive.nonzero().squeeze(1))
+            prefix = with_room(select_rows(prefix, alive.nonzero().squeeze(1)))
             rows, token, alive = rows[alive], token[alive], alive[alive]
         processed += len(token)
         prefix, _ = append(
@@ -128,6 +137,11 @@ def select_rows(prefix: Prefix, rows: Int[Tensor, " A"]) -> Prefix:
     """The prefix of some rows, in the given order; a row may be named more than once."""
     past = tuple((k[rows], v[rows]) for k, v in prefix.past)
     return Prefix(past, prefix.valid[rows], prefix.position[rows], prefix.hidden[rows])
+
+
+def with_room(prefix: Prefix) -> Prefix:
+    """The prefix with a cache of its own that decoding writes to in place."""
+    return replace(prefix, past=RoomyKeyValues.of(prefix.past))
 
 
 def expand(prefix: Prefix, repeats: int) -> Prefix:
