@@ -170,7 +170,8 @@ class LatentAssistant(nn.Module):
         """The main model's cached `question latents <soa>`, one row for each trajectory, and what it cost.
 
         Each question is read once and its keys and values shared. `rows` names some of the B * R trajectories instead
-        of all.
+        of all. The latents stand at the positions of the question's last T tokens, so that `<soa>` and the text are
+        as far from the question as the main model learned them to be.
         """
         batch, num_trajectories = latents.shape[:2]
         if rows is None:
@@ -182,7 +183,9 @@ class LatentAssistant(nn.Module):
         projected = self.projection(latents.flatten(0, 1)[rows].to(self.projection.weight.dtype))
         soa = self.main.embed(torch.full((len(rows), 1), self.main.soa, device=ids.device))
         embeds = torch.cat([projected.to(soa.dtype), soa], dim=1)
-        prefix, _ = append(self.main, prefix, embeds, _all_true(embeds))
+        steps = torch.arange(-self.config.num_latents, 1, device=ids.device)
+        positions = (prefix.position[:, None] + steps).clamp(min=0)
+        prefix, _ = append(self.main, prefix, embeds, _all_true(embeds), positions)
         return prefix, MainCost(batch + len(rows), ids.numel() + embeds.shape[0] * embeds.shape[1])
 
     @torch.no_grad()

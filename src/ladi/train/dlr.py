@@ -85,9 +85,10 @@ class PolicyConfig:
     """Weight of the token surrogate of the sampled texts, which reaches the projection through the main model."""
     num_iterations: int = 1
     """Optimizer steps per rollout."""
-    log_prob_reduction: Reduction = "mean"
-    """Of a latent's log-density over its D numbers. The clip range is meant for the joint density of what a ratio
-    covers and is divided by its numbers for `mean`."""
+    log_prob_reduction: Reduction = "sum"
+    """Of a latent's log-density, and of the KL, over its D numbers: `sum` is the joint density, beside which the
+    weights beta and gamma are meant. `mean` divides both and the clip range by the numbers that they cover, so that
+    the other terms of the loss weigh as many times more."""
 
     def __post_init__(self):
         if not 2 <= self.num_decoded <= self.num_generations:

@@ -1,23 +1,34 @@
-"""Warm start of DLR: the assistant's latent means make the frozen main model's worked solution likely.
+"""Warm start of DLR: the assistant's latents choose among the solutions that the frozen main model then writes.
 
-The paper is silent on how a projection into an untouched language model begins; here by maximum likelihood of the
-worked solution under the main model, with gradients through its frozen layers into projection and assistant.
+The paper is silent on how a projection into an untouched language model begins. Here as a conditional VAE
+(arXiv:1312.6114) whose decoder is the frozen main model and whose prior is the policy: of a question q and its worked
+solution y an encoder, which is thrown away afterwards, makes q(z | q, y), and
+
+    L = -log p_main(y | q, z) + beta KL(q(z | q, y) || policy(z | q)),    z ~ q(z | q, y)
+
+trains encoder, projection and policy; the KL of a trajectory is that of its latents, each after those drawn before.
+Latents come to say what the question leaves open, so the policy's noise decides between solutions, which is what
+reinforcement learning needs; the likelihood of y at the policy's own means teaches the main model to ignore that noise.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ladi.arrays import Float, Tensor
+from ladi.arrays import Bool, Float, Tensor
+from ladi.flow.logprob import gaussian_kl
 from ladi.inference.text import alphabet, sft_target
-from ladi.losses import token_cross_entropy
+from ladi.losses import token_log_probs
 from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
+from ladi.models.vae import Posterior
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import DataConfig, Tokens
+from ladi.train.vae import beta_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,42 +40,98 @@ class Config:
     main: str
     """Folder or hub name of the main model, which stays frozen; assets/... names one that came with ladi."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Of the assistant: a pretrained one (`name_or_path`), or a new one of the given size."""
+    """Of the assistant and of the encoder: a pretrained one (`name_or_path`), or new ones of the given size."""
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
-    noise: float = 0.0
-    """Multiplies the policy's noise in the latents that are trained on; 0 takes their means."""
+    beta: float = 1.0
+    """Weight of the KL term, summed over a trajectory, beside the cross-entropy summed over tokens; 1 is the bound of
+    the likelihood."""
+    free_steps: int = 0
+    """First steps without the KL term, in which the main model is taught to listen: at once with it, it learns to do
+    without latents."""
+    beta_warmup_steps: int = 0
+    """Steps over which beta rises from 0 after those."""
     loop: loop.LoopConfig
+
+    def __post_init__(self):
+        if min(self.beta, self.free_steps, self.beta_warmup_steps) < 0:
+            raise ValueError(
+                "beta, free_steps and beta_warmup_steps must not be negative, got "
+                f"{self.beta}, {self.free_steps} and {self.beta_warmup_steps}"
+            )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions and worked solutions, as the main model's tokens."""
+    """Questions and worked solutions, as texts and as the main model's tokens; the share of beta that counts."""
 
     questions: list[str]
-    solution: Tokens
+    solutions: list[str]
+    target: Tokens
+    beta_share: float
 
 
-def solution_logits(
+class WarmStart(nn.Module):
+    """An assistant and the encoder of its latents: a language model over `[question][solution][T learned embeddings]`,
+    last hidden states there -> mean and log-variance.
+    """
+
+    def __init__(self, assistant: LatentAssistant, encoder: Backbone, seed: int = 0):
+        super().__init__()
+        self.assistant, self.encoder = assistant, encoder
+        config = assistant.config
+        self.queries = nn.Parameter(torch.empty(config.num_latents, encoder.width))
+        self.to_posterior = nn.Linear(encoder.width, 2 * config.latent_width)
+        self.init_weights(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Queries and heads; the language models keep theirs."""
+        width, layer = self.assistant.config.latent_width, self.to_posterior
+        self.queries.normal_(0, 0.02, generator=generator)
+        layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
+        layer.bias.zero_()
+        # A fifth of the policy's noise: latents that begin noisy are ignored, and then nothing is learned.
+        layer.bias[width:] = 2 * self.assistant.policy.log_std - 3
+
+    def encode(self, questions: list[str], solutions: list[str]) -> Posterior:
+        """q(z | question, solution): `mean` and `log_var` (B, T, D)."""
+        asked, asked_valid = self.encoder.tokenize(questions, side="left")
+        solved, solved_valid = self.encoder.tokenize(solutions, add_eos=True)
+        queries = self.queries.expand(len(asked), -1, -1)
+        embeds = torch.cat([self.encoder.embed(asked), self.encoder.embed(solved), queries], dim=1)
+        valid = torch.cat([asked_valid, solved_valid, solved_valid.new_ones(queries.shape[:2])], dim=1)
+        _, hidden = append(self.encoder, None, embeds, valid)
+        mean, log_var = self.to_posterior(hidden[:, -queries.shape[1] :]).float().chunk(2, dim=-1)
+        return Posterior(mean, log_var.clamp(-12, 4))
+
+
+def solution_log_probs(
     assistant: LatentAssistant, batch: Batch, latents: Float[Tensor, "B T D"]
-) -> Float[Tensor, "B A V"]:
-    """The main model's teacher-forced logits of the solution after each question's own latents."""
-    ids, valid = batch.solution
+) -> tuple[Float[Tensor, "B A"], Bool[Tensor, "B A"]]:
+    """The main model's log-probabilities of the solution's tokens after each question's latents, and which of them it
+    would have written itself; padding has log-probability 0 and counts as written.
+    """
+    ids, valid = batch.target
     prefix, _ = assistant.main_prefix(batch.questions, latents[:, None])
     _, hidden = append(assistant.main, prefix, assistant.main.embed(ids[:, :-1]), valid[:, :-1])
-    return assistant.main.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1))
+    logits = assistant.main.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1))
+    return torch.where(valid, token_log_probs(logits, ids), 0.0), (logits.argmax(-1) == ids) | ~valid
 
 
-def loss(assistant: LatentAssistant, batch: Batch, generator: torch.Generator, noise_scale: float):
-    """Cross-entropy of the solution, mean over tokens, and the share of solutions predicted exactly."""
-    config = assistant.config
-    shape = (len(batch.questions), config.num_latents, config.latent_width)
-    noise = noise_scale * torch.randn(shape, generator=generator).to(assistant.main.device)
-    latents = assistant.policy.sample(assistant.policy.open(batch.questions), noise)
-    logits = solution_logits(assistant, batch, latents)
-    ids, valid = batch.solution
-    exact = ((logits.argmax(-1) == ids) | ~valid).all(1).float().mean()
-    ce = token_cross_entropy(logits, ids, valid, reduction="token_mean")
-    return ce, {"loss/answer": ce.detach(), "sft/exact_teacher_forced": exact}
+def loss(model: WarmStart, batch: Batch, generator: torch.Generator, beta: float):
+    """-log p(y | q, z) + beta KL, nats, summed over a problem and averaged over problems; and what to log."""
+    policy = model.assistant.policy
+    posterior = model.encode(batch.questions, batch.solutions)
+    latents = posterior.sample(generator)
+    prior = policy.means(policy.open(batch.questions), latents)
+    kl = gaussian_kl(posterior.mean, (0.5 * posterior.log_var).exp(), prior, policy.std, "sum").mean()
+    log_probs, written = solution_log_probs(model.assistant, batch, latents)
+    answer = -log_probs.sum(1).mean()
+    return answer + batch.beta_share * beta * kl, {
+        "loss/answer": answer.detach(),
+        "loss/kl": kl.detach(),
+        "sft/exact_teacher_forced": written.all(1).float().mean(),
+    }
 
 
 def main(config: Config) -> Path:
@@ -79,18 +146,21 @@ def main(config: Config) -> Path:
         config.main,
         config.loop.seed,
     )
+    model = WarmStart(assistant, Backbone.from_config(config.backbone, alphabet(task)), config.loop.seed)
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, batch_size, start, stop)
-        targets = [sft_target(problem, task) for problem in problems]
-        return Batch([problem.question for problem in problems], assistant.main.tokenize(targets, add_eos=True))
+        solutions = [sft_target(problem, task) for problem in problems]
+        target = assistant.main.tokenize(solutions, add_eos=True)
+        share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)
+        return Batch([p.question for p in problems], solutions, target, share)
 
-    assistant = loop.run(
+    model = loop.run(
         config.loop,
         run_dir,
-        assistant,
+        model,
         batch_at,
-        lambda model, batch, generator: loss(model, batch, generator, config.noise),
+        lambda model, batch, generator: loss(model, batch, generator, config.beta),
         label="dlr-warmup",
     )
-    return loop.save_final(assistant, run_dir)
+    return loop.save_final(model.assistant, run_dir)

@@ -114,16 +114,19 @@ def arithmetic_tiny(root: Path = Path("runs/arithmetic_tiny"), seed: int = 0) ->
 
 
 def dlr_cd3(root: Path = Path("runs/dlr_cd3"), seed: int = 0) -> Pipeline:
-    """DLR on Countdown-3: a 7.6M main model (its stage `sft`) steered by a 0.9M assistant."""
-    return dlr_pipeline(Countdown(size=3, max_input=50), 32, root, seed)
+    """DLR on Countdown-3: a 7.6M main model (its stage `sft`) steered by a 0.9M assistant, the bundled AR SFT model."""
+    assistant = BackboneConfig(name_or_path="assets/cd3_tiny/ar")
+    return dlr_pipeline(Countdown(size=3, max_input=50), 32, assistant, root, seed)
 
 
 def dlr_arithmetic(root: Path = Path("runs/dlr_arithmetic"), seed: int = 0) -> Pipeline:
-    """DLR on arithmetic chains: a 7.6M main model steered by a 0.9M assistant."""
-    return dlr_pipeline(Arithmetic(), 16, root, seed)
+    """DLR on arithmetic chains: a 7.6M main model steered by a new 0.9M assistant."""
+    return dlr_pipeline(Arithmetic(), 16, BackboneConfig(seed=seed + 100), root, seed)
 
 
-def dlr_pipeline(task: TaskConfig, max_answer_tokens: int, root: Path, seed: int) -> Pipeline:
+def dlr_pipeline(
+    task: TaskConfig, max_answer_tokens: int, assistant: BackboneConfig, root: Path, seed: int
+) -> Pipeline:
     """A small DLR experiment: only the stages `sft`, `grpo`, `dlr-warmup` and `dlr` are meant to be run."""
     sizes = Sizes(
         task=task,
@@ -133,15 +136,20 @@ def dlr_pipeline(task: TaskConfig, max_answer_tokens: int, root: Path, seed: int
         max_answer_tokens=max_answer_tokens,
         batch_size=64,
         micro_batch_size=64,
-        sft_steps=1500,
+        sft_steps=1000,
         vae_steps=1500,
         reasoner_steps=4000,
         rollout_steps=400,
-        assistant_backbone=BackboneConfig(seed=seed + 100),
-        assistant=AssistantConfig(num_latents=8, latent_width=32, std=0.3),
-        warmup_steps=1000,
-        dlr_policy=dlr.PolicyConfig(num_generations=32, num_decoded=32),
-        dlr_lr=1e-4,
+        assistant_backbone=assistant,
+        assistant=AssistantConfig(num_latents=8, latent_width=8, std=1.0),
+        warmup_steps=700,
+        warmup_free_steps=250,
+        warmup_beta=0.05,
+        warmup_beta_steps=350,
+        rl_steps=50,
+        grpo_lr=1e-4,
+        dlr_policy=dlr.PolicyConfig(num_generations=32, num_decoded=32, gamma=0.0),
+        dlr_lr=3e-4,
         projection_lr=3e-4,
     )
     return pipeline(sizes, root, seed)
