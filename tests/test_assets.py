@@ -1,6 +1,8 @@
 """The bundled models do what their provenance says, measured again."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,16 @@ from rich.console import Console
 from ladi import quickstart
 from ladi.bundled import ASSETS, bundled_models, resolve
 from ladi.inference.evaluate import EvalConfig, evaluate
+from ladi.models.backbone import BackboneConfig
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAE
 from ladi.tasks.countdown import Countdown
+from ladi.train import presets
 from ladi.train.vae import first_blocks, reconstruction
 
 FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
+LABELS = (quickstart.AR, quickstart.LADIR, quickstart.STAGE_2, quickstart.GRPO, quickstart.LADI_RL)
 PROVENANCE = json.loads((FOLDER / "provenance.json").read_text())
 TOKEN_LEVEL = ["ar", "grpo", "grpo_long"]
 LADIR = [name for name in PROVENANCE if name not in ("vae", *TOKEN_LEVEL)]
@@ -67,12 +72,45 @@ def test_the_quickstart_runs_from_the_bundled_models(tmp_path):
     rl = {"updates": 2, "questions": 2, "num_latents": 3, "texts_per_latent": 2}
     report = quickstart.main(quickstart.Config(out_dir=tmp_path, **sizes, **rl), Console(quiet=True))
     text = report.read_text()
-    for part in (quickstart.AR, quickstart.LADIR, quickstart.GRPO, quickstart.LADI_RL, "Reinforcement learning"):
+    for part in (*LABELS, "Reinforcement learning"):
         assert part in text
     for run in ("grpo", "ladi_rl"):
         lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 2
         assert "reward/mean" in lines[0]
+
+
+def small_cd3(root: Path, seed: int = 0):
+    """cd3_tiny cut down to two steps a stage."""
+    whole = presets.cd3_tiny(root, seed)
+
+    def short(stage, **fields):
+        data = replace(stage.data, num_train=64)
+        return replace(stage, data=data, loop=replace(stage.loop, steps=2, batch_size=8, micro_batch_size=8), **fields)
+
+    backbone = BackboneConfig(width=32, num_layers=1, num_heads=2, mlp_width=64)
+    return replace(
+        whole,
+        sft=short(whole.sft, backbone=backbone),
+        vae=short(whole.vae, statistics_problems=16, gate_problems=8),
+        reasoner=short(whole.reasoner),
+        rollout=short(whole.rollout),
+    )
+
+
+def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "cd3_tiny", small_cd3)
+    sizes = {"num_questions": 2, "num_samples": 2, "num_steps": 2}
+    rl = {"updates": 1, "questions": 2, "num_latents": 2, "texts_per_latent": 2}
+    config = quickstart.Config(out_dir=tmp_path, from_scratch=True, **sizes, **rl)
+    for said in ("Training from scratch takes about", "report:"):
+        console = Console(record=True, quiet=False, file=io.StringIO())
+        report = quickstart.main(config, console)
+        assert said in console.export_text()
+    assert quickstart.STAGE_2 in report.read_text()
+    for stage in ("sft", "vae", "reasoner", "rollout"):
+        steps = (tmp_path / "from_scratch" / stage / "metrics.jsonl").read_text().splitlines()
+        assert len(steps) == 1, f"{stage} was trained twice"
 
 
 def test_a_preset_without_bundled_models_is_said(tmp_path):

@@ -24,17 +24,20 @@ from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table
 from ladi.report import build_report
 from ladi.rundir import write_json_atomic
-from ladi.train import grpo, reasoner, rl, sft, vae
+from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.pipeline import Pipeline
 from ladi.train.presets import PRESETS
 
+STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
+"""What --from-scratch trains, in order."""
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
-RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9}
+RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9, "rollout": 2.5}
 ENCODING_COST = 0.3
 """Seconds of encoding the blocks of a batch for the reasoner, beside a step of `sft`."""
 CONTEXT_COST = 2.7
 """Times which the VAE and encoding take longer where it reads the context."""
-AR, LADIR, GRPO, LADI_RL = "AR SFT", "LaDiR", "AR SFT + token GRPO", "LaDiR + LaDi-RL"
+AR, LADIR, STAGE_2 = "AR SFT", "LaDiR", "LaDiR with stage 2"
+GRPO, LADI_RL = "AR SFT + token GRPO", "LaDiR + LaDi-RL"
 WINDOW = 10
 """Updates whose mean the live table shows as `now`; the first as many are `start`."""
 
@@ -76,14 +79,15 @@ def main(config: Config, console: Console) -> Path:
     if config.from_scratch:
         pipeline = PRESETS[config.preset](config.out_dir / "from_scratch", config.seed)
         train_all(pipeline, console)
-        models = {AR: pipeline.sft.out_dir / "final", LADIR: pipeline.reasoner.out_dir / "final"}
-        run_dirs += [pipeline.sft.out_dir, pipeline.vae.out_dir, pipeline.reasoner.out_dir]
+        run_dirs += [getattr(pipeline, name).out_dir for name in STAGES]
+        runs = {AR: pipeline.sft, LADIR: pipeline.reasoner, STAGE_2: pipeline.rollout}
+        models = {label: stage.out_dir / "final" for label, stage in runs.items()}
     else:
         folder = ASSETS / config.preset
         if not folder.is_dir():
             raise ValueError(f"no bundled models of preset {config.preset!r}; add --from-scratch to train them")
         pipeline = PRESETS[config.preset](config.out_dir, config.seed)
-        models = {AR: folder / "ar", LADIR: folder / "stage1"}
+        models = {AR: folder / "ar", LADIR: folder / "stage1", STAGE_2: folder / "stage2"}
     records = [measure(config, pipeline, label, path, console) for label, path in models.items()]
     trained = reinforce(config, pipeline, models, console)
     records += [measure(config, pipeline, label, path / "final", console) for label, path in trained.items()]
@@ -208,16 +212,15 @@ def show(config: Config, pipeline: Pipeline, model_dir: Path, console: Console) 
 
 def train_all(pipeline: Pipeline, console: Console) -> None:
     """Every stage that is not finished yet, in order, after an estimate of the time."""
-    stages = {"sft": sft, "vae": vae, "reasoner": reasoner}
     step_s = time_sft_step(pipeline)
-    seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in stages}
+    seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in STAGES}
     batches = pipeline.reasoner.data.num_train / pipeline.sft.loop.batch_size
     seconds["encoding"] = ENCODING_COST * step_s * batches
     if pipeline.vae.vae.reads_context:
         seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding")}
     parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
     console.print(f"Training from scratch takes about {sum(seconds.values()) / 60:.0f} minutes here ({parts}).")
-    for name, stage in stages.items():
+    for name, stage in STAGES.items():
         config = getattr(pipeline, name)
         if not (config.out_dir / "final" / "config.json").is_file():
             stage.main(config)
