@@ -200,6 +200,7 @@ def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
     small = ["--loop.steps", "2", "--loop.batch-size", "4", "--loop.micro-batch-size", "4"]
     tiny = ["--backbone.width", "16", "--backbone.num-layers", "1", "--backbone.num-heads", "2"]
     tiny += ["--assistant.num-latents", "2", "--assistant.latent-width", "4", "--assistant.max-answer-tokens", "6"]
+    tiny += ["--free-steps", "1"]
     ladi(monkeypatch, "train", "dlr-warmup", "--main", main, "--out-dir", root / "warm", *small, *tiny)
     groups = ["--policy.num-generations", "6", "--policy.num-decoded", "2", "--policy.filter", "value"]
     model = ["--model-dir", root / "warm" / "final"]

@@ -116,9 +116,17 @@ def test_different_trajectories_come_to_stand_for_different_solutions():
     assert weights_hash(main) == before
 
 
-@pytest.mark.parametrize("fields", [{"beta": -0.1}, {"free_steps": -1}, {"beta_warmup_steps": -1}])
-def test_negative_weights_are_refused(tmp_path, fields):
-    with pytest.raises(ValueError, match="must not be negative"):
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"beta": -0.1}, "must not be negative"),
+        ({"free_steps": -1}, "must not be negative"),
+        ({"beta_warmup_steps": -1}, "must not be negative"),
+        ({"free_steps": 1}, "set free_steps below it"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, fields, said):
+    with pytest.raises(ValueError, match=said):
         dlr_warmup.Config(
             out_dir=tmp_path, data=DataConfig(task=Arithmetic()), main="", loop=LoopConfig(steps=1), **fields
         )

@@ -62,7 +62,8 @@ def commands(out: str, root: str) -> dict[str, list[str]]:
         "grpo": f"--model-dir {root}/sft/final --policy.num-generations 4 --text.loss-type dapo {groups} {REWARD}",
         "rl": f"--model-dir {root}/reasoner/final --policy.num-latents 3 --policy.texts-per-latent 2 {groups} {REWARD} "
         "--policy.num-steps 3 --policy.replay-steps 1 --latent.loss-type dapo --lora-rank 2",
-        "dlr-warmup": f"--main {root}/sft/final --assistant.num-latents 2 --assistant.latent-width 4 {TINY}",
+        "dlr-warmup": f"--main {root}/sft/final --assistant.num-latents 2 --assistant.latent-width 4 {TINY} "
+        "--free-steps 1 --beta-warmup-steps 2",
         "dlr": f"--model-dir {root}/dlr-warmup/final --policy.num-generations 4 --policy.num-decoded 2 {REWARD} "
         "--policy.filter random",
     }

@@ -33,7 +33,7 @@ class AssistantConfig:
     """T: latents of a trajectory."""
     latent_width: int = 32
     """d: numbers of a latent."""
-    std: float = 0.3
+    std: float = 1.0
     """sigma of the policy; where it is learned, its start."""
     learn_std: bool = False
     max_answer_tokens: int = 64

@@ -42,9 +42,9 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Of the assistant and of the encoder: a pretrained one (`name_or_path`), or new ones of the given size."""
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
-    beta: float = 1.0
-    """Weight of the KL term, summed over a trajectory, beside the cross-entropy summed over tokens; 1 is the bound of
-    the likelihood."""
+    beta: float = 0.05
+    """Weight of the KL term, summed over a trajectory, beside the cross-entropy summed over tokens. At 1 the loss is a
+    bound of the likelihood, but a frozen main model, which hears latents badly, then does without them."""
     free_steps: int = 0
     """First steps without the KL term, in which the main model is taught to listen: at once with it, it learns to do
     without latents."""
@@ -57,6 +57,11 @@ class Config:
             raise ValueError(
                 "beta, free_steps and beta_warmup_steps must not be negative, got "
                 f"{self.beta}, {self.free_steps} and {self.beta_warmup_steps}"
+            )
+        if self.free_steps >= self.loop.steps:
+            raise ValueError(
+                f"the policy learns only after the first {self.free_steps} free_steps, and loop.steps is "
+                f"{self.loop.steps}; set free_steps below it"
             )
 
 

@@ -73,9 +73,8 @@ class Sizes:
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     warmup_steps: int = 1000
     """Of DLR's warm start."""
-    warmup_free_steps: int = 0
-    warmup_beta: float = 1.0
-    warmup_beta_steps: int = 0
+    warmup_free_steps: int = 250
+    warmup_beta_steps: int = 350
     warmup_lr: float = 2e-3
     dlr_policy: dlr.PolicyConfig = field(default_factory=dlr.PolicyConfig)
     dlr_lr: float = 3e-5
@@ -162,7 +161,6 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             main=sizes.main or str(root / "sft" / "final"),
             backbone=sizes.assistant_backbone,
             assistant=replace(sizes.assistant, max_answer_tokens=longest),
-            beta=sizes.warmup_beta,
             free_steps=sizes.warmup_free_steps,
             beta_warmup_steps=sizes.warmup_beta_steps,
             loop=loop_config(sizes.warmup_steps, sizes.warmup_lr),

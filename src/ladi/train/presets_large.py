@@ -139,6 +139,8 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
         assistant_backbone=BackboneConfig(name_or_path=LLAMA2_1B),
         assistant=AssistantConfig(num_latents=32, latent_width=512),
         warmup_steps=num_train // questions,
+        warmup_free_steps=80,
+        warmup_beta_steps=120,
         warmup_lr=3e-5,
         grpo_lr=1e-6,
         rl_steps=3 * num_train // questions,
