@@ -12,7 +12,7 @@ measured() {  # latents, folder of the warm start, folder of DLR
   $EVAL --model-dir $3/final --label "$1 latents, DLR, 6 of 32 by value" --json $OUT/eval/$(printf %02d $1)_with_dlr.json
 }
 measured 8 runs/dlr_cd3_small/dlr_warmup runs/dlr_cd3_small/4_value_0
-for T in 2 32; do
+for T in 2 16; do
   ladi train dlr-warmup --preset dlr_cd3 --main assets/cd3_tiny/ar --assistant.num-latents $T --out-dir $R/warm_$T
   ladi train dlr --preset dlr_cd3 --model-dir $R/warm_$T/final --policy.num-decoded 6 --policy.filter value --out-dir $R/dlr_$T
   measured $T $R/warm_$T $R/dlr_$T

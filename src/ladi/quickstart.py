@@ -31,7 +31,7 @@ from ladi.train.presets import PRESETS
 STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 """What --from-scratch trains, in order."""
 # Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
-RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9, "rollout": 2.5}
+RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9, "rollout": 2.2}
 ENCODING_COST = 0.3
 """Seconds of encoding the blocks of a batch for the reasoner, beside a step of `sft`."""
 CONTEXT_COST = 2.7
