@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.bundled import resolve
-from ladi.models.cache import KeyValues, RoomyKeyValues
+from ladi.models.cache import KeyValues
 
 # `<bot>` and `<eot>` enclose a block of latents, `<soa>` starts the answer.
 SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
@@ -183,27 +183,19 @@ class Cache(DynamicCache):
     A layer that is recomputed in the backward pass appends again; it finds the same `past` and changes nothing.
     """
 
-    def __init__(self, past: KeyValues | None, num_new: int):
+    def __init__(self, past: KeyValues | None):
         super().__init__()
-        self.past = past.with_room(num_new) if isinstance(past, RoomyKeyValues) else past
+        self.past = past
         self.now: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
         """All keys and values of a layer, given those of the pass (transformers calls this)."""
         keys, values = key_states.contiguous(), value_states.contiguous()
-        if isinstance(self.past, RoomyKeyValues):
-            keys, values = self.past.write(layer_idx, keys, values)
-        elif self.past is not None:
+        if self.past is not None:
             past_keys, past_values = self.past[layer_idx]
             keys, values = torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
         self.now.setdefault(layer_idx, (keys, values))
         return keys, values
-
-    def all(self, num_new: int) -> KeyValues:
-        """Those of all layers after the pass, with whatever room is left."""
-        if isinstance(self.past, RoomyKeyValues):
-            return self.past.grown(num_new)
-        return tuple(self.now[layer] for layer in sorted(self.now))
 
 
 def located(name_or_path: str) -> str:
@@ -318,8 +310,7 @@ class Backbone(nn.Module):
 
         `past` holds the S tokens before; it is not changed.
         """
-        num_new = embeds.shape[1]
-        cache = Cache(past, num_new)
+        cache = Cache(past)
         out = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask[:, None],
@@ -327,7 +318,7 @@ class Backbone(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return out.last_hidden_state, cache.all(num_new)
+        return out.last_hidden_state, tuple(cache.now[layer] for layer in sorted(cache.now))
 
     def logits(self, hidden: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch V"]:
         """LM-head logits of hidden states."""

@@ -1,14 +1,14 @@
 """Autoregressive decoding of text after a cached prefix: the text policy, shared by SFT models, VAE and reasoner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, uniform
 from ladi.models.backbone import Backbone
-from ladi.models.cache import KeyValues, RoomyKeyValues, expand_rows
+from ladi.models.cache import KeyValues, expand_rows
 from ladi.models.mask import append_mask
 
 
@@ -87,7 +87,6 @@ def continue_ids(
 
     `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
     """
-    prefix = with_room(prefix)
     batch = len(prefix.valid)
     ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
     rows, processed = torch.arange(batch, device=prefix.valid.device), 0
@@ -103,7 +102,7 @@ def continue_ids(
         if not bool(alive.any()) or i + 1 == max_new_tokens:
             break
         if int(alive.sum()) < 0.75 * len(alive):  # a cut copies the whole cache: only when it pays
-            prefix = with_room(select_rows(prefix, alive.nonzero().squeeze(1)))
+            prefix = select_rows(prefix, alive.nonzero().squeeze(1))
             rows, token, alive = rows[alive], token[alive], alive[alive]
         processed += len(token)
         prefix, _ = append(
@@ -137,11 +136,6 @@ def select_rows(prefix: Prefix, rows: Int[Tensor, " A"]) -> Prefix:
     """The prefix of some rows, in the given order; a row may be named more than once."""
     past = tuple((k[rows], v[rows]) for k, v in prefix.past)
     return Prefix(past, prefix.valid[rows], prefix.position[rows], prefix.hidden[rows])
-
-
-def with_room(prefix: Prefix) -> Prefix:
-    """The prefix with a cache of its own that decoding writes to in place."""
-    return replace(prefix, past=RoomyKeyValues.of(prefix.past))
 
 
 def expand(prefix: Prefix, repeats: int) -> Prefix:
