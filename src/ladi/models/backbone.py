@@ -30,12 +30,13 @@ from transformers.utils import logging as transformers_logging
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.bundled import resolve
-from ladi.models.cache import KeyValues
 
 # `<bot>` and `<eot>` enclose a block of latents, `<soa>` starts the answer.
 SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
 
 transformers_logging.disable_progress_bar()  # a bar for every file of a small model drowns our own
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]  # one (keys, values) a layer, each (B, heads, S, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,3 +362,10 @@ class Backbone(nn.Module):
         """Texts of id rows, each cut at its first `<eos>`; special tokens are left out."""
         rows = [row[: row.index(self.eos)] if self.eos in row else row for row in ids.tolist()]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def expand_rows(past: KeyValues, repeats: int) -> KeyValues:
+    """Keys and values with every row repeated `repeats` times, neighbours together."""
+    if repeats == 1:
+        return past
+    return tuple((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)) for k, v in past)

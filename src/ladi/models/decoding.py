@@ -7,8 +7,7 @@ import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, uniform
-from ladi.models.backbone import Backbone
-from ladi.models.cache import KeyValues, expand_rows
+from ladi.models.backbone import Backbone, KeyValues, expand_rows
 from ladi.models.mask import append_mask
 
 

@@ -22,8 +22,7 @@ from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Streams
-from ladi.models.backbone import Backbone
-from ladi.models.cache import KeyValues
+from ladi.models.backbone import Backbone, KeyValues
 from ladi.models.decoding import Prefix, append
 from ladi.models.generation import Generation, SampleConfig, generate
 from ladi.models.mask import block_causal_mask, noisy_copies_mask
