@@ -12,8 +12,9 @@ from rich.console import Console
 from ladi import quickstart
 from ladi.bundled import ASSETS, bundled_models, resolve
 from ladi.inference.evaluate import EvalConfig, evaluate
-from ladi.models.backbone import BackboneConfig
+from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.generation import SampleConfig
+from ladi.models.reasoner import LatentReasoner
 from ladi.models.vae import ThoughtVAE
 from ladi.tasks.countdown import Countdown
 from ladi.train import presets
@@ -57,6 +58,15 @@ def test_the_vae_reconstructs_as_many_held_out_blocks_as_its_provenance_says():
     assert report["vae/exact_mean"] == pytest.approx(claimed["vae/exact_mean"], abs=0.02)
     assert report["vae/exact_noise_1.0"] == pytest.approx(claimed["vae/exact_noise_1.0"], abs=0.06)
     assert report["vae/exact_noise_1.0"] < report["vae/exact_mean"]  # noise does destroy latents
+
+
+@pytest.mark.parametrize("name", ["ar", "vae", "stage1"])
+def test_a_bundled_model_is_loaded_by_its_name(name):
+    kinds = {"ar": Backbone, "vae": ThoughtVAE, "stage1": LatentReasoner}
+    by_name, by_folder = (kinds[name].from_pretrained(place) for place in (f"assets/cd3_tiny/{name}", FOLDER / name))
+    assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), by_folder.parameters(), strict=True))
+    with pytest.raises(ValueError, match="no folder assets/cd3_tiny/nothing"):
+        kinds[name].from_pretrained("assets/cd3_tiny/nothing")
 
 
 def test_every_bundled_model_has_its_provenance_and_all_stay_small():

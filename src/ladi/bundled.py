@@ -21,6 +21,16 @@ def resolve(path: Path) -> Path:
     raise ValueError(f"no folder {path}; bundled models: {', '.join(bundled_models()) or 'none'}")
 
 
+def located(name_or_path: str | Path) -> str:
+    """A hub name or folder as it is; the bundled folder for `assets/...`.
+
+    Raises:
+        ValueError: if no bundled model has that name.
+    """
+    name = str(name_or_path)
+    return str(resolve(Path(name))) if name.startswith(PREFIX) else name
+
+
 def bundled_models() -> list[str]:
     """Names of the bundled models, as `resolve` takes them."""
     return sorted(PREFIX + p.parent.relative_to(ASSETS).as_posix() for p in ASSETS.glob("*/*/config.json"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ladi.arrays import Float, Int, Tensor
+from ladi.bundled import located
 from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone
@@ -19,13 +20,13 @@ from ladi.tasks.blocks import before_block
 Model = Backbone | LatentReasoner | LatentAssistant
 
 
-def load_model(folder: Path) -> Model:
-    """The saved reasoner, assistant or language model at `folder`, ready for inference.
+def load_model(folder: str | Path) -> Model:
+    """The saved reasoner, assistant or language model at `folder` (or `assets/...`), ready for inference.
 
     Raises:
         ValueError: if there is none.
     """
-    path = Path(folder) / "config.json"
+    path = Path(located(folder)) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
     kind = json.loads(path.read_text()).get("model")

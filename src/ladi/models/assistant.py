@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ladi.arrays import Float, Int, Tensor, content_hash
-from ladi.bundled import resolve
+from ladi.bundled import located
 from ladi.draws import Source, Streams, normal
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, select_rows
@@ -262,7 +262,7 @@ class LatentAssistant(nn.Module):
             ValueError: if the folder holds no LatentAssistant, or `main` has other weights than the one it was
                 trained with.
         """
-        folder = Path(folder)
+        folder = Path(located(folder))
         config = read_config(folder, "LatentAssistant")
         trained_with = config.pop("main")
         source = str(main or trained_with["source"] or folder / "main") if not isinstance(main, Backbone) else "given"
@@ -283,9 +283,8 @@ ELSEWHERE = ("policy.backbone.", "main.")
 
 
 def load_main(source: str) -> Backbone:
-    """The main model at a folder (assets/... names one that came with ladi) or of a hub name."""
-    is_folder = source.startswith("assets/") or Path(source).exists()
-    return Backbone.from_pretrained(resolve(Path(source)) if is_folder else source).eval()
+    """The main model at a folder, of a bundled model's name or of a hub name."""
+    return Backbone.from_pretrained(source).eval()
 
 
 def weights_hash(backbone: Backbone) -> str:

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ladi.arrays import Bool, Float, Int, Tensor
-from ladi.bundled import resolve
+from ladi.bundled import located
 
 # `<bot>` and `<eot>` enclose a block of latents, `<soa>` starts the answer.
 SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
@@ -199,11 +199,6 @@ class Cache(DynamicCache):
         return keys, values
 
 
-def located(name_or_path: str) -> str:
-    """A hub name or folder as it is; the folder of a model that came with ladi for `assets/...`."""
-    return str(resolve(Path(name_or_path))) if name_or_path.startswith("assets/") else name_or_path
-
-
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -231,7 +226,7 @@ class Backbone(nn.Module):
             ValueError: if the model is new and `alphabet` is empty.
         """
         if config.name_or_path:
-            return cls.from_pretrained(located(config.name_or_path))
+            return cls.from_pretrained(config.name_or_path)
         if not alphabet:
             raise ValueError("a new backbone needs the characters of its texts; got an empty alphabet")
         tokenizer = character_tokenizer(alphabet)
@@ -239,12 +234,13 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> "Backbone":
-        """Load a model and tokenizer from a folder or the hub; missing special tokens are added.
+        """Load a model and tokenizer from a folder, `assets/...` or the hub; missing special tokens are added.
 
         Raises:
             ValueError: if the model is not of the Llama or Qwen3 family, or its tokenizer has no end-of-text token.
             OSError: if the model is neither a folder nor in the hub's cache and cannot be downloaded.
         """
+        name_or_path = located(name_or_path)
         try:
             lm = AutoModelForCausalLM.from_pretrained(
                 name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.bundled import located
 from ladi.draws import Streams
 from ladi.models.backbone import Backbone, KeyValues
 from ladi.models.decoding import Prefix, append
@@ -296,10 +297,12 @@ class LatentReasoner(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "LatentReasoner":
         """Load what `save_pretrained` wrote, ready for inference; the VAE from `vae/` in the folder or beside it.
 
+        `assets/...` names a bundled one.
+
         Raises:
             ValueError: if the folder holds no LatentReasoner.
         """
-        folder = Path(folder)
+        folder = Path(located(folder))
         config = read_config(folder, "LatentReasoner")
         places = [place for place in (folder / "vae", folder.parent / "vae") if (place / "heads.safetensors").is_file()]
         vae = ThoughtVAE.from_pretrained(places[0]) if places else None

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.bundled import located
 from ladi.losses import gaussian_kl_to_standard, token_cross_entropy
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import append, continue_text
@@ -208,12 +209,12 @@ class ThoughtVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "ThoughtVAE":
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote; `assets/...` names a bundled one.
 
         Raises:
             ValueError: if the folder holds no ThoughtVAE.
         """
-        folder = Path(folder)
+        folder = Path(located(folder))
         config = read_config(folder, "ThoughtVAE")
         vae = cls(
             ThoughtVAEConfig(**config),

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ladi.arrays import Bool, Float, Int, Tensor, content_hash
+from ladi.bundled import located
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
@@ -75,7 +76,7 @@ def precompute_latents(
         ValueError: if `path` holds latents of another VAE or of other data, or is damaged.
         OSError: if it cannot be written.
     """
-    wanted = latents_fingerprint(vae_dir, data, max_blocks)
+    wanted = latents_fingerprint(Path(located(vae_dir)), data, max_blocks)
     if path.is_file():
         return LatentCache.load(path, wanted)
     config = vae.config

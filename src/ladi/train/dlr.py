@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
-from ladi.bundled import resolve
 from ladi.draws import Source, child, normal, uniform
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.metrics.diversity import mean_pairwise_distance
@@ -405,7 +404,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
-    assistant = LatentAssistant.from_pretrained(resolve(config.model_dir), config.main).train()
+    assistant = LatentAssistant.from_pretrained(config.model_dir, config.main).train()
     if config.std:
         assistant.policy.log_std.data.fill_(math.log(config.std))
     reference = copy.deepcopy(assistant.policy).requires_grad_(False) if config.policy.beta else None

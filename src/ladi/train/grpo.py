@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ladi.arrays import Float, Tensor
-from ladi.bundled import resolve
 from ladi.draws import Source
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import continue_ids, expand, open_question
@@ -176,7 +175,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
-    backbone = Backbone.from_pretrained(resolve(config.model_dir)).train()
+    backbone = Backbone.from_pretrained(config.model_dir).train()
     reference = copy.deepcopy(backbone).requires_grad_(False) if config.policy.beta else None
     backbone = optimise(
         config,

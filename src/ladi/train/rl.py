@@ -17,7 +17,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Float, Int, Tensor
-from ladi.bundled import resolve
 from ladi.draws import Source, child, shared
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
@@ -451,7 +450,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
-    reasoner = LatentReasoner.from_pretrained(resolve(config.model_dir)).train()
+    reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
     reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
     if config.lora_rank:
         reasoner.backbone.add_lora(config.lora_rank, config.loop.seed)
