@@ -15,6 +15,7 @@ FLOORS = [
     {"models"},
     {"inference"},
     {"train"},
+    {"footprint"},
     {"report", "bench", "bench_rl", "doctor", "demo"},
     {"quickstart"},
     {"cli"},

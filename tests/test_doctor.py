@@ -1,17 +1,30 @@
 """The doctor's estimates against what training allocates."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
+from torch.nn.functional import pad
 
-from ladi import doctor
-from ladi.inference.text import alphabet, sft_target
+from ladi import doctor, footprint
+from ladi.bundled import ASSETS
+from ladi.draws import Streams
+from ladi.inference.text import alphabet, blocks_of, sft_target
+from ladi.models.assistant import LatentAssistant, load_main
 from ladi.models.backbone import PUBLISHED, Backbone, BackboneConfig, lm_shape
-from ladi.models.reasoner import LatentReasoner, ReasonerConfig
+from ladi.models.reasoner import LatentReasoner
+from ladi.models.vae import ThoughtVAE
 from ladi.tasks.sandbox import Sandbox
-from ladi.train import loop, reasoner, sft
-from ladi.train.data import tokenize_pairs
+from ladi.train import dlr, dlr_warmup, grpo, loop, reasoner, rl, rollout, sft
+from ladi.train.data import encode_blocks, tokenize_pairs
 from ladi.train.presets import PRESETS
+from ladi.train.rewards import Rewards
+
+MODELS = ASSETS / "cd3_tiny"
+STAGES = ("sft", "vae", "reasoner", "rollout", "rl", "grpo", "dlr-warmup", "dlr")
+NUM_PROBLEMS = 4
 
 
 def saved_bytes(model: torch.nn.Module, run) -> int:
@@ -30,48 +43,138 @@ def saved_bytes(model: torch.nn.Module, run) -> int:
     return sum(size for size, _ in kept.values())
 
 
+def of_few_problems(pipeline, **changes):
+    """A pipeline whose batches are `NUM_PROBLEMS` problems, with other settings of some policies."""
+
+    def stage(name):
+        config = getattr(pipeline, name)
+        sizes = replace(config.loop, batch_size=NUM_PROBLEMS, micro_batch_size=NUM_PROBLEMS)
+        policy = {"policy": replace(config.policy, **changes[name])} if name in changes else {}
+        return replace(config, loop=sizes, **policy)
+
+    return replace(pipeline, **{name.replace("-", "_"): stage(name.replace("-", "_")) for name in STAGES})
+
+
+def of_full_length(texts, length):
+    """Sampled texts, padded as if one of them had the greatest length."""
+    more = (0, length - texts.ids.shape[-1])
+    return replace(texts, ids=pad(texts.ids, more), valid=pad(texts.valid, more))
+
+
+class Measured:
+    """Each stage on a few problems: bytes that autograd keeps for the backward pass of one loss."""
+
+    def __init__(self, pipeline):
+        self.pipeline, self.task = pipeline, pipeline.sft.data.task
+        self.problems = [self.task.problem("train", i) for i in range(NUM_PROBLEMS)]
+        self.questions = [p.question for p in self.problems]
+        self.generator = torch.Generator().manual_seed(0)
+        self.source = Streams.of(0, range(NUM_PROBLEMS), 0)
+
+    def rewards(self, config):
+        return Rewards(config.reward, self.task)
+
+    def sft(self):
+        backbone = Backbone.from_config(self.pipeline.sft.backbone, alphabet(self.task))
+        pairs = tokenize_pairs(backbone, self.questions, [sft_target(p, self.task) for p in self.problems])
+        return saved_bytes(backbone, lambda: sft.loss(backbone, pairs, self.generator))
+
+    def vae(self):
+        vae = ThoughtVAE.from_pretrained(MODELS / "vae").train()
+        tokens = vae.tokenize([b for p in self.problems for b in blocks_of(p, "step", self.task.step_separator)])
+        return saved_bytes(vae, lambda: vae.loss(tokens, self.generator))
+
+    def supervised(self):
+        model = LatentReasoner.from_pretrained(MODELS / "stage1").train()
+        pairs = tokenize_pairs(model.backbone, self.questions, [p.answer for p in self.problems])
+        blocks = [blocks_of(p, "step", self.task.step_separator) for p in self.problems]
+        encoded = encode_blocks(model.vae, blocks, model.config.max_blocks)
+        return model, reasoner.make_batch(model.vae, encoded, pairs, "mean", self.generator)
+
+    def reasoner(self):
+        (model, batch), config = self.supervised(), self.pipeline.reasoner
+        return saved_bytes(model, lambda: reasoner.loss(model, batch, self.generator, config.loss))
+
+    def rollout(self):
+        (model, batch), config = self.supervised(), self.pipeline.rollout
+        return saved_bytes(model, lambda: rollout.loss(model, batch, self.generator, config.loss, config.rollout))
+
+    def rl(self):
+        model, config = LatentReasoner.from_pretrained(MODELS / "stage1").train(), self.pipeline.rl
+        drawn = rl.sample_rollout(model, self.problems, self.rewards(config), config, self.source)
+        texts = of_full_length(drawn.texts, model.config.max_answer_tokens)
+        ones = (torch.ones_like(x) for x in (drawn.latent_advantages, drawn.text_advantages))  # or parts are left out
+        drawn = replace(drawn, texts=texts, **dict(zip(("latent_advantages", "text_advantages"), ones, strict=True)))
+        return saved_bytes(model, lambda: rl.loss(model, drawn, config))
+
+    def grpo(self):
+        model, config = Backbone.from_pretrained(MODELS / "ar").train(), self.pipeline.grpo
+        drawn = grpo.sample_rollout(model, self.problems, self.rewards(config), config, self.source)
+        texts = of_full_length(drawn.texts, config.policy.max_completion_length)
+        drawn = replace(drawn, texts=texts, advantages=torch.ones_like(drawn.advantages))
+        return saved_bytes(model, lambda: grpo.loss(model, drawn, config))
+
+    def assistant(self):
+        config = self.pipeline.dlr_warmup
+        backbone = Backbone.from_config(config.backbone, alphabet(self.task))
+        return LatentAssistant.from_backbones(config.assistant, backbone, load_main(config.main), config.main)
+
+    def dlr_warmup(self):
+        assistant = self.assistant()
+        model = dlr_warmup.WarmStart(assistant, copy.deepcopy(assistant.policy.backbone))
+        solutions = [sft_target(p, self.task) for p in self.problems]
+        batch = dlr_warmup.Batch(self.questions, solutions, assistant.main.tokenize(solutions, add_eos=True), 1.0)
+        return saved_bytes(model, lambda: dlr_warmup.loss(model, batch, self.generator, 0.05))
+
+    def dlr(self):
+        model, config = self.assistant(), self.pipeline.dlr
+        reference = copy.deepcopy(model.policy).requires_grad_(False)
+        drawn = dlr.sample_rollout(model, self.problems, self.rewards(config), config, self.source)
+        texts = of_full_length(drawn.texts, model.config.max_answer_tokens)
+        drawn = replace(drawn, texts=texts, advantages=torch.ones_like(drawn.advantages))
+        return saved_bytes(model, lambda: dlr.loss(model, drawn, config, reference))
+
+
 @pytest.fixture(scope="module")
 def preset():
     pipeline = PRESETS["cd3_tiny"]()
-    return pipeline, doctor.estimates(pipeline, doctor.lengths(pipeline))
+    warmup = replace(pipeline.dlr_warmup, main="assets/cd3_tiny/ar")
+    return of_few_problems(replace(pipeline, dlr_warmup=warmup))
 
 
-def problems(pipeline):
-    data, size = pipeline.sft.data, pipeline.sft.loop.batch_size
-    return data.problems(0, size, 0, size)
+def estimated(pipeline):
+    return footprint.estimates(pipeline, footprint.lengths(pipeline))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_activations_of_sft_are_what_autograd_keeps(family):
-    pipeline = PRESETS["cd3_tiny"]()
-    backbone = Backbone.from_config(BackboneConfig(family=family), alphabet(pipeline.sft.data.task))
-    pairs = [(p.question, sft_target(p, pipeline.sft.data.task)) for p in problems(pipeline)]
-    batch = tokenize_pairs(backbone, *map(list, zip(*pairs, strict=True)))
-    kept = saved_bytes(backbone, lambda: sft.loss(backbone, batch, torch.Generator()))
-    shape = lm_shape(BackboneConfig(family=family), len(backbone.tokenizer))
-    size = doctor.lengths(pipeline)
-    tokens = size.question + size.target
-    estimate = doctor.saved_floats(shape, tokens, tokens) + size.target * (2 * shape.vocab_size + shape.width)
-    assert 4 * len(pairs) * estimate == pytest.approx(kept, rel=0.15)
+@pytest.mark.parametrize("stage", STAGES)
+def test_activations_are_what_autograd_keeps(preset, stage):
+    measured = getattr(Measured(preset), stage.replace("-", "_"))()
+    assert estimated(preset)[stage].activations == pytest.approx(measured, rel=0.1)
 
 
-def test_activations_of_the_reasoner_are_what_autograd_keeps(preset):
-    pipeline, found = preset
-    backbone = Backbone.from_config(pipeline.sft.backbone, alphabet(pipeline.sft.data.task))
-    shape = ReasonerConfig(num_latents=2, latent_width=16, max_blocks=2)
-    model = LatentReasoner.from_backbone(shape, backbone, None)
-    rows = problems(pipeline)
-    pairs = tokenize_pairs(backbone, [p.question for p in rows], [p.answer for p in rows])
-    latents = torch.randn(len(rows), 2, 2, 16)
-    batch = reasoner.Batch(*pairs, latents, latents, torch.ones(len(rows), 2, dtype=torch.bool))
-    generator = torch.Generator().manual_seed(0)
-    kept = saved_bytes(model, lambda: reasoner.loss(model, batch, generator, pipeline.reasoner.loss))
-    assert found["reasoner"].activations == pytest.approx(kept, rel=0.15)
+@pytest.mark.parametrize(
+    ("stage", "policy"),
+    [
+        ("rl", {"alpha": 1.0}),
+        ("rl", {"alpha": 0.0}),
+        ("rl", {"replay_steps": 3, "num_latents": 4}),
+        ("dlr", {"gamma": 0.0}),
+        ("dlr", {"text_weight": 1.0, "temperature": 1.0, "num_decoded": 8, "filter": "random"}),
+    ],
+)
+def test_activations_follow_the_settings_of_a_policy(preset, stage, policy):
+    pipeline = of_few_problems(preset, **{stage: policy})
+    assert estimated(pipeline)[stage].activations == pytest.approx(getattr(Measured(pipeline), stage)(), rel=0.1)
+
+
+def test_activations_of_a_llama_too(preset):
+    pipeline = replace(preset, sft=replace(preset.sft, backbone=BackboneConfig(family="llama")))
+    assert estimated(pipeline)["sft"].activations == pytest.approx(Measured(pipeline).sft(), rel=0.1)
 
 
 def test_the_state_is_what_a_checkpoint_and_the_gradients_hold(preset):
-    pipeline, found = preset
-    backbone = Backbone.from_config(pipeline.sft.backbone, alphabet(pipeline.sft.data.task))
+    found = estimated(preset)
+    backbone = Backbone.from_config(preset.sft.backbone, alphabet(preset.sft.data.task))
     state = loop.State(backbone, loop.OptimConfig(name="adamw"), loop.ALIKE)
     gradients = sum(p.numel() * 4 for p in backbone.parameters())
     assert found["sft"].state == pytest.approx(state.num_bytes() + gradients, rel=1e-3)
@@ -105,19 +208,27 @@ def test_a_model_in_a_folder_is_read_and_an_unknown_one_refused(tmp_path):
 
 def test_the_command_prints_what_is_here_and_what_is_needed():
     console = Console(record=True, width=120)
-    found = doctor.main(doctor.Config(preset="cd4_small"), console)
+    found = doctor.main(doctor.configuration("cd4_small"), console)
     said = console.export_text()
     assert "transformers" in said
-    assert set(found) == {"sft", "vae", "reasoner", "rl", "grpo", "dlr"}
+    assert tuple(found) == STAGES
     assert f"{found['sft'].parameters / 1e6:,.2f}" in said
     with pytest.raises(ValueError, match="unknown preset"):
-        doctor.main(doctor.Config(preset="nothing"), console)
+        doctor.configuration("nothing")
 
 
-def test_data_that_is_not_here_is_said_and_nothing_is_estimated():
+def test_without_the_data_sizes_are_estimated_and_a_local_copy_gives_the_rest(tmp_path):
     console = Console(record=True, width=120)
-    assert doctor.main(doctor.Config(preset="jsonl_small"), console) == {}
+    config = doctor.configuration("jsonl_small")
+    without = doctor.main(config, console)
     assert "the data cannot be read" in console.export_text()
+    assert all(e.activations is None and e.tokens_per_update is None for e in without.values())
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "2+3", "steps": ["2+3=5"], "answer": "5"}\n' * 8)
+    here = replace(config, data=replace(config.data, task=replace(config.data.task, path=file), num_train=4))
+    found = doctor.main(here, console)
+    assert all(found[stage].activations > 0 for stage in STAGES)
+    assert found["sft"].parameters == pytest.approx(without["sft"].parameters, rel=0.05)
 
 
 @pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])

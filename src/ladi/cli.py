@@ -203,13 +203,19 @@ def run_bench(args: list[str]) -> None:
         update_markdown(Path(path), marker, numbers_table(result, provenance()))
 
 
+def run_doctor(args: list[str]) -> None:
+    """`ladi doctor --preset NAME [--data.task.path FOLDER]`."""
+    preset, rest = take_preset(args)
+    doctor.main(configured(doctor.configuration(preset), rest, "ladi doctor"), console)
+
+
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "train": train,
     "eval": run_eval,
     "sample": run_sample,
     "report": run_report,
     "bench": run_bench,
-    "doctor": lambda args: doctor.main(tyro.cli(doctor.Config, args=args, prog="ladi doctor"), console),
+    "doctor": run_doctor,
     "quickstart": lambda args: quickstart.main(tyro.cli(quickstart.Config, args=args, prog="ladi quickstart"), console),
 }
 
