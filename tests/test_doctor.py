@@ -1,12 +1,15 @@
 """The doctor's estimates against what training allocates."""
 
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ladi import doctor, footprint
 from ladi.bundled import ASSETS
@@ -43,12 +46,45 @@ def saved_bytes(model: torch.nn.Module, run) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def of_few_problems(pipeline, **changes):
-    """A pipeline whose batches are `NUM_PROBLEMS` problems, with other settings of some policies."""
+class Peak(TorchDispatchMode):
+    """The most bytes that were alive at a time of all that was allocated within."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.alive = 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.see(tensor.untyped_storage())
+        return out
+
+    def see(self, storage):
+        key, size = storage.data_ptr(), storage.nbytes()
+        if size and key not in self.alive:
+            self.alive[key] = weakref.finalize(storage, self.freed, key, size)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def freed(self, key, size):
+        del self.alive[key]
+        self.now -= size
+
+
+def peak_bytes(model, run) -> int:
+    """The most bytes that a loss and its backward pass held at a time, the weights' gradients left out."""
+    with Peak() as memory:
+        run()[0].backward()
+    return memory.peak - sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def of_few_problems(pipeline, loop=None, **changes):
+    """A pipeline whose batches are `NUM_PROBLEMS` problems, with other settings of all loops and of some policies."""
 
     def stage(name):
         config = getattr(pipeline, name)
-        sizes = replace(config.loop, batch_size=NUM_PROBLEMS, micro_batch_size=NUM_PROBLEMS)
+        sizes = replace(config.loop, batch_size=NUM_PROBLEMS, micro_batch_size=NUM_PROBLEMS, **(loop or {}))
         policy = {"policy": replace(config.policy, **changes[name])} if name in changes else {}
         return replace(config, loop=sizes, **policy)
 
@@ -62,10 +98,10 @@ def of_full_length(texts, length):
 
 
 class Measured:
-    """Each stage on a few problems: bytes that autograd keeps for the backward pass of one loss."""
+    """Each stage on a few problems: bytes of one loss, by default those that autograd keeps for the backward pass."""
 
-    def __init__(self, pipeline):
-        self.pipeline, self.task = pipeline, pipeline.sft.data.task
+    def __init__(self, pipeline, count=saved_bytes):
+        self.pipeline, self.task, self.count = pipeline, pipeline.sft.data.task, count
         self.problems = [self.task.problem("train", i) for i in range(NUM_PROBLEMS)]
         self.questions = [p.question for p in self.problems]
         self.generator = torch.Generator().manual_seed(0)
@@ -77,12 +113,12 @@ class Measured:
     def sft(self):
         backbone = Backbone.from_config(self.pipeline.sft.backbone, alphabet(self.task))
         pairs = tokenize_pairs(backbone, self.questions, [sft_target(p, self.task) for p in self.problems])
-        return saved_bytes(backbone, lambda: sft.loss(backbone, pairs, self.generator))
+        return self.count(backbone, lambda: sft.loss(backbone, pairs, self.generator))
 
     def vae(self):
         vae = ThoughtVAE.from_pretrained(MODELS / "vae").train()
         tokens = vae.tokenize([b for p in self.problems for b in blocks_of(p, "step", self.task.step_separator)])
-        return saved_bytes(vae, lambda: vae.loss(tokens, self.generator))
+        return self.count(vae, lambda: vae.loss(tokens, self.generator))
 
     def supervised(self):
         model = LatentReasoner.from_pretrained(MODELS / "stage1").train()
@@ -93,11 +129,11 @@ class Measured:
 
     def reasoner(self):
         (model, batch), config = self.supervised(), self.pipeline.reasoner
-        return saved_bytes(model, lambda: reasoner.loss(model, batch, self.generator, config.loss))
+        return self.count(model, lambda: reasoner.loss(model, batch, self.generator, config.loss))
 
     def rollout(self):
         (model, batch), config = self.supervised(), self.pipeline.rollout
-        return saved_bytes(model, lambda: rollout.loss(model, batch, self.generator, config.loss, config.rollout))
+        return self.count(model, lambda: rollout.loss(model, batch, self.generator, config.loss, config.rollout))
 
     def rl(self):
         model, config = LatentReasoner.from_pretrained(MODELS / "stage1").train(), self.pipeline.rl
@@ -105,14 +141,14 @@ class Measured:
         texts = of_full_length(drawn.texts, model.config.max_answer_tokens)
         ones = (torch.ones_like(x) for x in (drawn.latent_advantages, drawn.text_advantages))  # or parts are left out
         drawn = replace(drawn, texts=texts, **dict(zip(("latent_advantages", "text_advantages"), ones, strict=True)))
-        return saved_bytes(model, lambda: rl.loss(model, drawn, config))
+        return self.count(model, lambda: rl.loss(model, drawn, config))
 
     def grpo(self):
         model, config = Backbone.from_pretrained(MODELS / "ar").train(), self.pipeline.grpo
         drawn = grpo.sample_rollout(model, self.problems, self.rewards(config), config, self.source)
         texts = of_full_length(drawn.texts, config.policy.max_completion_length)
         drawn = replace(drawn, texts=texts, advantages=torch.ones_like(drawn.advantages))
-        return saved_bytes(model, lambda: grpo.loss(model, drawn, config))
+        return self.count(model, lambda: grpo.loss(model, drawn, config))
 
     def assistant(self):
         config = self.pipeline.dlr_warmup
@@ -124,7 +160,7 @@ class Measured:
         model = dlr_warmup.WarmStart(assistant, copy.deepcopy(assistant.policy.backbone))
         solutions = [sft_target(p, self.task) for p in self.problems]
         batch = dlr_warmup.Batch(self.questions, solutions, assistant.main.tokenize(solutions, add_eos=True), 1.0)
-        return saved_bytes(model, lambda: dlr_warmup.loss(model, batch, self.generator, 0.05))
+        return self.count(model, lambda: dlr_warmup.loss(model, batch, self.generator, 0.05))
 
     def dlr(self):
         model, config = self.assistant(), self.pipeline.dlr
@@ -132,7 +168,7 @@ class Measured:
         drawn = dlr.sample_rollout(model, self.problems, self.rewards(config), config, self.source)
         texts = of_full_length(drawn.texts, model.config.max_answer_tokens)
         drawn = replace(drawn, texts=texts, advantages=torch.ones_like(drawn.advantages))
-        return saved_bytes(model, lambda: dlr.loss(model, drawn, config, reference))
+        return self.count(model, lambda: dlr.loss(model, drawn, config, reference))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +201,40 @@ def test_activations_are_what_autograd_keeps(preset, stage):
 def test_activations_follow_the_settings_of_a_policy(preset, stage, policy):
     pipeline = of_few_problems(preset, **{stage: policy})
     assert estimated(pipeline)[stage].activations == pytest.approx(getattr(Measured(pipeline), stage)(), rel=0.1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_activations_in_bf16(preset, stage):
+    def count(model, run):
+        with torch.autocast("cpu", torch.bfloat16):
+            return saved_bytes(model, run)
+
+    pipeline = of_few_problems(preset, {"precision": "bf16"})
+    measured = getattr(Measured(pipeline, count), stage.replace("-", "_"))()
+    assert estimated(pipeline)[stage].activations == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("stage", "loop", "policy"),
+    [
+        ("grpo", {}, {}),
+        ("grpo", {"gradient_checkpointing": True}, {}),
+        ("grpo", {}, {"replay_texts": 16}),
+        ("rl", {"gradient_checkpointing": True}, {}),
+        ("rl", {}, {"replay_texts": 16, "replay_copies": 32}),
+        ("rl", {"gradient_checkpointing": True}, {"replay_texts": 16, "replay_copies": 32}),
+        ("dlr", {}, {"replay_trajectories": 32}),
+    ],
+)
+def test_memory_where_passes_are_computed_again(preset, stage, loop, policy):
+    def count(model, run):
+        if loop:
+            model.get_submodule("" if isinstance(model, Backbone) else "backbone").recompute_layers()
+        return peak_bytes(model, run)
+
+    pipeline = of_few_problems(preset, loop, **{stage: policy})
+    measured = getattr(Measured(pipeline, count), stage)()
+    assert estimated(pipeline)[stage].activations == pytest.approx(measured, rel=0.25)
 
 
 def test_activations_of_a_llama_too(preset):

@@ -1,12 +1,12 @@
 """What each stage holds in memory and how many tokens an update takes, from the models' shapes: nothing is loaded.
 
 Weights, gradients, the optimizer's moments and their average are counted in fp32, as the loop keeps them, and beside
-them what the backward pass saves of one micro-batch, operation by operation, in fp32 (under bf16 a little over half of
-that). Texts that are yet to be sampled count with the greatest length allowed: one such text pads its whole batch.
+them what the backward pass saves of one micro-batch, operation by operation. Texts that are yet to be sampled count
+with the greatest length allowed: one such text pads its whole batch.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ladi.inference.text import alphabet, blocks_of, sft_target
 from ladi.models.backbone import SPECIAL_TOKENS, BackboneConfig, LmShape, lm_shape
@@ -55,12 +55,30 @@ UNKNOWN = Lengths(question=0.0, target=0.0, answer=0.0, blocks=1, block=0.0, cha
 
 
 @dataclass(frozen=True)
+class Saved:
+    """Bytes for the backward pass: kept until then, and the most that is computed again there at a time."""
+
+    kept: Count = 0
+    again: Count = 0
+
+    def __add__(self, other: "Saved") -> "Saved":
+        return Saved(self.kept + other.kept, max(self.again, other.again))
+
+    def __mul__(self, times: int) -> "Saved":
+        return Saved(self.kept * times, self.again)
+
+    def recomputed(self) -> "Saved":
+        """The same in a checkpointed pass."""
+        return Saved(0, self.kept + self.again)
+
+
+@dataclass(frozen=True)
 class Need:
-    """Of one problem: models loaded and trained (parameters), numbers saved for the backward pass, tokens."""
+    """Models loaded and trained (parameters); what is saved of a micro-batch; tokens of one problem."""
 
     loaded: int
     trainable: int
-    saved: Count
+    saved: Saved
     tokens: Count
 
 
@@ -90,30 +108,59 @@ def lengths(pipeline: Pipeline) -> Lengths:
     )
 
 
-def body(lm: LmShape, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Count:
-    """Numbers saved of `rows` rows of `tokens` positions each, behind `before` cached ones; without the LM head.
+@dataclass(frozen=True)
+class Passes:
+    """What forward passes of one language model over a micro-batch save, under the settings of a stage's loop.
 
-    A layer saves, per position, 6 vectors of the model's width (two norms, two residuals), 4 of the MLP's, the heads'
-    queries, keys and values after rotation and repetition, where heads are normalised those before too, and its mask;
-    per row the keys and values of what stands before. A frozen layer leaves out what only its weights' gradients need:
-    the normalised vectors and the inputs of its matrices.
+    Rows, and tokens of the head, are those of one problem.
     """
-    heads = (6 if lm.normalises_heads else 4) * lm.head_width + 2 * lm.normalises_heads * lm.kv_width
-    layer = 6 * lm.width + 4 * lm.mlp_width + heads
-    if frozen:
-        layer -= 4 * lm.width + lm.mlp_width + lm.normalises_heads * (lm.head_width + lm.kv_width)
-    layer += lm.num_heads + before + tokens
-    return rows * (tokens * (lm.num_layers * layer + 2 * lm.width) + 2 * lm.num_layers * lm.head_width * before)
 
+    lm: LmShape
+    loop: LoopConfig
 
-def head(lm: LmShape, tokens: Count) -> Count:
-    """Numbers saved of the LM head on `tokens` positions and of their log-probabilities."""
-    return tokens * (2 * lm.vocab_size + lm.width)
+    def body(self, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Saved:
+        """Of `rows` rows of `tokens` positions each, behind `before` cached ones; without the LM head.
 
+        A layer saves, per position, 6 vectors of the model's width (two norms, two residuals), 4 of the MLP's, the
+        heads' queries, keys and values after rotation and repetition, where heads are normalised those before too, and
+        its mask; per row the keys and values of what stands before. A frozen layer leaves out what only its weights'
+        gradients need: the normalised vectors and the inputs of its matrices. With gradient checkpointing a layer
+        keeps its input and the keys and values before and after it.
+        """
+        lm, half, rows = self.lm, self.loop.precision == "bf16", rows * self.loop.micro_batch_size
+        heads = (6 if lm.normalises_heads else 4) * lm.head_width + 2 * lm.normalises_heads * lm.kv_width
+        vectors, mlp = 6 * lm.width + heads, 4 * lm.mlp_width
+        if frozen:
+            vectors -= 4 * lm.width + lm.normalises_heads * (lm.head_width + lm.kv_width)
+            mlp -= lm.mlp_width
+        # Under autocast norms and residuals stay in fp32 and are copied for the matrices; measured.
+        position = (3.4 * vectors + 2 * mlp if half else 4 * (vectors + mlp)) + 4 * (lm.num_heads + before + tokens)
+        number = 2 if half else 4
+        layer = rows * (tokens * position + 2 * number * lm.head_width * before)
+        ends = rows * tokens * 8 * lm.width
+        if not self.loop.gradient_checkpointing:
+            return Saved(ends + lm.num_layers * layer)
+        cached = 2 * number * lm.kv_width * (2 * before + tokens)
+        return Saved(ends + lm.num_layers * rows * (4 * lm.width * tokens + cached), layer)
 
-def text(lm: LmShape, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Count:
-    """Numbers saved of `rows` texts of `tokens` tokens each, behind `before` cached positions."""
-    return body(lm, rows, tokens, before, frozen) + head(lm, rows * tokens)
+    def head(self, tokens: Count) -> Saved:
+        """Of the LM head on `tokens` positions, and of their log-probabilities."""
+        number, tokens = 3 if self.loop.precision == "bf16" else 4, tokens * self.loop.micro_batch_size
+        return Saved(number * tokens * (2 * self.lm.vocab_size + self.lm.width))
+
+    def text(self, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Saved:
+        """Of `rows` texts of `tokens` tokens each, behind `before` cached positions."""
+        return self.body(rows, tokens, before, frozen) + self.head(rows * tokens)
+
+    def texts(self, rows: int, tokens: Count, before: Count, at_once: int, frozen: bool = False) -> Saved:
+        """Of sampled texts, where `at_once` > 0 in passes of so many, which are computed again as a whole."""
+        if not at_once or rows * self.loop.micro_batch_size <= at_once:
+            return self.text(rows, tokens, before, frozen)
+        return self.piece().text(at_once, tokens, before, frozen).recomputed()
+
+    def piece(self) -> "Passes":
+        """For rows of one problem that are computed again as a whole, not layer by layer."""
+        return replace(self, loop=replace(self.loop, batch_size=1, micro_batch_size=1, gradient_checkpointing=False))
 
 
 class Stages:
@@ -132,75 +179,94 @@ class Stages:
         self.starts = [size.question + i * self.block for i in range(size.blocks)]
         self.end = size.question + size.blocks * self.block
 
+    def passes(self, stage: str, lm: LmShape | None = None) -> Passes:
+        """Of the pipeline's language model, or of another, in a stage."""
+        return Passes(lm or self.lm, getattr(self.pipeline, stage).loop)
+
     def sft(self) -> Need:
-        size, p = self.size, self.lm.num_parameters
+        size, p, passes = self.size, self.lm.num_parameters, self.passes("sft")
         tokens = size.question + size.target
-        return Need(p, p, body(self.lm, 1, tokens) + head(self.lm, size.target), tokens)
+        return Need(p, p, passes.body(1, tokens) + passes.head(size.target), tokens)
 
     def vae(self) -> Need:
-        size, p, vae = self.size, self.lm.num_parameters, self.pipeline.vae.vae
+        size, p, vae, passes = self.size, self.lm.num_parameters, self.pipeline.vae.vae, self.passes("vae")
         tokens = size.block + vae.num_latents
-        saved = size.blocks * (2 * body(self.lm, 1, tokens) + head(self.lm, size.block))
+        saved = (passes.body(1, tokens) * 2 + passes.head(size.block)) * size.blocks
         return Need(2 * p, p * (1 + (vae.decoder == "full")), saved, 2 * size.blocks * tokens)
 
     def reasoner(self) -> Need:
-        size, p = self.size, self.lm.num_parameters
+        size, p, passes = self.size, self.lm.num_parameters, self.passes("reasoner")
         clean, noisy = self.end + size.answer, self.pipeline.reasoner.loss.noise_draws * size.blocks * self.copy
-        saved = body(self.lm, 1, clean) + body(self.lm, 1, noisy, clean) + head(self.lm, size.answer)
+        saved = passes.body(1, clean) + passes.body(1, noisy, clean) + passes.head(size.answer)
         return Need(3 * p, p, saved, clean + noisy)
 
     def rollout(self) -> Need:
-        size, p, config = self.size, self.lm.num_parameters, self.pipeline.rollout
+        size, p, config, passes = self.size, self.lm.num_parameters, self.pipeline.rollout, self.passes("rollout")
         noisy = config.loss.noise_draws * self.copy
-        saved = body(self.lm, 1, size.question) + text(self.lm, 1, size.answer, self.end)
-        for start in self.starts:  # denoising is recomputed, a step at a time
-            saved += body(self.lm, 1, noisy, start) + body(self.lm, 1, self.block, start)
+        saved = passes.body(1, size.question) + passes.text(1, size.answer, self.end)
+        for start in self.starts:
+            saved += passes.body(1, noisy, start) + passes.body(1, self.block, start)
+            saved += (
+                passes.piece().body(passes.loop.micro_batch_size, self.copy, start).recomputed()
+            )  # a step of denoising
         denoised = config.rollout.num_steps * self.copy
         return Need(3 * p, p, saved, self.end + size.answer + size.blocks * (noisy + denoised))
 
     def rl(self) -> Need:
-        size, p, policy = self.size, self.lm.num_parameters, self.pipeline.rl.policy
+        size, p, policy, passes = self.size, self.lm.num_parameters, self.pipeline.rl.policy, self.passes("rl")
         latents, texts = policy.num_latents, policy.num_latents * policy.texts_per_latent
         steps = policy.replay_steps or max(1, policy.num_steps - 1)
-        saved = body(self.lm, 1, size.question)
-        if policy.alpha > 0:
-            saved += sum(body(self.lm, 1, latents * steps * self.copy, start) for start in self.starts)
-        read = self.starts if policy.alpha < 1 else self.starts[:-1]  # the last block is read for the texts only
-        saved += sum(body(self.lm, latents, self.block, start) for start in read)
+        copies, at_once = latents * steps, policy.replay_copies
+        saved = passes.body(1, size.question)
+        for start in self.starts if policy.alpha > 0 else ():
+            if at_once and copies * passes.loop.micro_batch_size > at_once:
+                saved += passes.piece().body(1, at_once * self.copy, start).recomputed()
+            else:
+                saved += passes.body(1, copies * self.copy, start)
+        for start in self.starts if policy.alpha < 1 else self.starts[:-1]:  # the last one is read for texts only
+            saved += passes.body(latents, self.block, start)
         if policy.alpha < 1:
-            saved += body(self.lm, latents, 1, self.end)
-            saved += text(self.lm, texts, self.pipeline.reasoner.max_answer_tokens, self.end + 1)
+            longest = self.pipeline.reasoner.max_answer_tokens
+            saved += passes.body(latents, 1, self.end)
+            saved += passes.texts(texts, longest, self.end + 1, policy.replay_texts)
         drawn = latents * size.blocks * (steps + policy.num_steps) * self.copy
         return Need(p * (3 + bool(policy.beta)), p, saved, drawn + texts * size.answer)
 
     def grpo(self) -> Need:
-        size, p, policy = self.size, self.lm.num_parameters, self.pipeline.grpo.policy
-        saved = body(self.lm, 1, size.question)
-        saved += text(self.lm, policy.num_generations, policy.max_completion_length, size.question)
-        return Need(p * (1 + bool(policy.beta)), p, saved, 2 * policy.num_generations * size.target)
+        size, p, policy, passes = self.size, self.lm.num_parameters, self.pipeline.grpo.policy, self.passes("grpo")
+        texts, longest = policy.num_generations, policy.max_completion_length
+        saved = passes.body(1, size.question) + passes.texts(texts, longest, size.question, policy.replay_texts)
+        return Need(p * (1 + bool(policy.beta)), p, saved, 2 * texts * size.target)
 
     def dlr_warmup(self) -> Need:
-        size, helper = self.size, self.helper
+        size, helper, main = self.size, self.passes("dlr_warmup", self.helper), self.passes("dlr_warmup", self.main)
         latents = self.pipeline.dlr_warmup.assistant.num_latents
         read, asked = size.question + size.target + latents, size.question + 1
-        saved = body(helper, 1, read) + body(helper, 1, asked) + body(helper, 1, latents - 1, asked)
-        saved += body(self.main, 1, latents + 1, size.question, frozen=True)
-        saved += text(self.main, 1, size.target, size.question + latents + 1, frozen=True)
-        loaded, trained = self.main.num_parameters + 2 * helper.num_parameters, 2 * helper.num_parameters
-        return Need(loaded, trained, saved, 2 * read + asked + latents)
+        saved = helper.body(1, read) + helper.body(1, asked) + helper.body(1, latents - 1, asked)
+        saved += main.body(1, latents + 1, size.question, frozen=True)
+        saved += main.text(1, size.target, size.question + latents + 1, frozen=True)
+        trained = 2 * self.helper.num_parameters
+        return Need(self.main.num_parameters + trained, trained, saved, 2 * read + asked + latents)
 
     def dlr(self) -> Need:
-        size, helper, policy = self.size, self.helper, self.pipeline.dlr.policy
+        size, policy = self.size, self.pipeline.dlr.policy
+        helper, main = self.passes("dlr", self.helper), self.passes("dlr", self.main)
         latents, asked = self.pipeline.dlr_warmup.assistant.num_latents, size.question + 1
         drawn, decoded = policy.num_generations, policy.num_decoded
-        saved = body(helper, 1, asked) + body(helper, drawn, latents - 1, asked)
+        at_once = policy.replay_trajectories
+        in_pieces = 0 < at_once < drawn * helper.loop.micro_batch_size
+        rows, reader = (at_once, helper.piece()) if in_pieces else (drawn, helper)
+        replays = [reader.body(rows, latents - 1, asked)]
         if policy.gamma:  # drawn again, one latent after another
-            saved += body(helper, 1, asked) + sum(body(helper, drawn, 1, asked + i) for i in range(latents - 1))
+            replays.append(sum((reader.body(rows, 1, asked + i) for i in range(latents - 1)), Saved()))
+        saved = helper.body(1, asked) * len(replays)
+        for replay in replays:
+            saved += replay.recomputed() if in_pieces else replay
         if policy.text_weight:
             longest = self.pipeline.dlr_warmup.assistant.max_answer_tokens
-            saved += body(self.main, decoded, latents + 1, size.question, frozen=True)
-            saved += text(self.main, decoded, longest, size.question + latents + 1, frozen=True)
-        p = helper.num_parameters
+            saved += main.body(decoded, latents + 1, size.question, frozen=True)
+            saved += main.text(decoded, longest, size.question + latents + 1, frozen=True)
+        p = self.helper.num_parameters
         tokens = 3 * drawn * latents + decoded * (size.target + latents)
         return Need(self.main.num_parameters + p * (1 + bool(policy.beta)), p, saved, tokens)
 
@@ -216,8 +282,10 @@ def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
         state = 4 * need.loaded + 4 * need.trainable * (3 + averaged)
         if size is None:
             return Estimate(need.loaded, need.trainable, state, None, None)
-        saved, tokens = 4 * need.saved * loop.micro_batch_size, need.tokens * loop.batch_size
-        return Estimate(need.loaded, need.trainable, state, int(saved), int(tokens))
+        activations = need.saved.kept + need.saved.again
+        if loop.precision == "bf16":
+            activations += 2 * need.trainable  # copies of weights that autocast keeps
+        return Estimate(need.loaded, need.trainable, state, int(activations), int(need.tokens * loop.batch_size))
 
     names = ("sft", "vae", "reasoner", "rollout", "rl", "grpo", "dlr_warmup", "dlr")
     needs: dict[str, Callable[[], Need]] = {name: getattr(stages, name) for name in names}

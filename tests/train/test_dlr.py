@@ -1,5 +1,6 @@
 """The stages of DLR: ratios, the filter, a main model that stays frozen, resume, rewards that rise."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -110,11 +111,26 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
     value, terms = dlr.loss(assistant, rollout, config)
     assert float(terms["latent/ratio_max"]) == pytest.approx(1, abs=1e-4)
     value.backward()
-    means, _ = dlr.replayed_means(assistant.policy, rollout)
+    prefix = assistant.policy.open(rollout.questions)
+    means = dlr.read_trajectories(prefix, rollout.latents, assistant.policy.means, 0)
     log_probs = torch.distributions.Normal(means, 0.5).log_prob(rollout.latents.flatten(0, 1)).sum(-1).mean(1)
     plain = -(rollout.advantages.flatten() * log_probs).mean()
     (expected,) = torch.autograd.grad(plain, assistant.policy.mean_head.weight)
     torch.testing.assert_close(assistant.policy.mean_head.weight.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
+    config = user_rewards(settings(gamma=0.5, beta=0.1))
+    rollout, reference = sampled(assistant, config), copy.deepcopy(assistant.policy)
+    gradients = []
+    for pieces in (0, at_once):
+        assistant.zero_grad()
+        policy = replace(config.policy, replay_trajectories=pieces)
+        dlr.loss(assistant, rollout, replace(config, policy=policy), reference)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in assistant.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
 
 
 def test_the_kl_is_that_of_monte_carlo(assistant):

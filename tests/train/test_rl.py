@@ -117,18 +117,39 @@ def test_the_transition_kl_is_flow_grpos_closed_form(reasoner):
     assert found.min() > 0
 
 
-@pytest.mark.parametrize("copies", [1, 3, 7])
-def test_a_replay_in_pieces_equals_one_pass(reasoner, copies):
-    config = settings()
-    rollout = sampled(reasoner, config)
+def assert_same_gradients(model, losses):
+    """Every loss has the same gradient in every weight, and one that is not 0."""
     gradients = []
-    for limit in (0, copies):
-        reasoner.zero_grad()
-        value, _ = rl.loss(reasoner, rollout, replace(config, policy=replace(config.policy, replay_copies=limit)))
-        value.backward()
-        gradients.append(reasoner.velocity_head.weight.grad.clone())
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
-    assert gradients[0].abs().max() > 0
+    for loss in losses:
+        model.zero_grad()
+        loss().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("alpha", "pieces"),
+    [(1.0, {"replay_copies": 3}), (0.5, {"replay_copies": 7}), (0.0, {"replay_texts": 1}), (0.5, {"replay_texts": 5})],
+)
+def test_a_replay_in_pieces_equals_one_pass(reasoner, alpha, pieces):
+    config = settings(alpha=alpha)
+    rollout = sampled(reasoner, config)
+    configs = [config, replace(config, policy=replace(config.policy, **pieces))]
+    assert_same_gradients(reasoner, [lambda c=c: rl.loss(reasoner, rollout, c)[0] for c in configs])
+
+
+def test_a_replay_of_token_grpo_in_pieces_equals_one_pass():
+    backbone = tiny_backbone()
+    policy = grpo.PolicyConfig(num_generations=7, max_completion_length=8)
+    token = settings()
+    config = grpo.Config(
+        out_dir=token.out_dir, data=token.data, model_dir=token.model_dir, policy=policy, loop=token.loop
+    )
+    rollout = grpo.sample_rollout(backbone, PROBLEMS, Rewards(config.reward, TASK, [vowels]), config, generator())
+    configs = [replace(config, policy=replace(policy, replay_texts=texts)) for texts in (0, 1, 4)]
+    assert_same_gradients(backbone, [lambda c=c: grpo.loss(backbone, rollout, c)[0] for c in configs])
 
 
 def test_latent_and_text_losses_reach_what_they_should(reasoner):

@@ -5,7 +5,8 @@ embeddings, hidden states under an explicit boolean mask (with an optional cache
 and text <-> ids. Gradients flow through cached keys and values into the context that made them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,8 +200,27 @@ class Cache(DynamicCache):
         return keys, values
 
 
+_as_a_whole = ContextVar("a pass that is computed again as a whole", default=False)
+
+
+def compute_again(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, which saves nothing for the backward pass and is computed there again.
+
+    Layers within are not recomputed each by itself: that would keep their inputs.
+    """
+
+    def whole(*args: Any) -> Any:
+        token = _as_a_whole.set(True)
+        try:
+            return function(*args)
+        finally:
+            _as_a_whole.reset(token)
+
+    return checkpoint(whole, *args, use_reentrant=False)
+
+
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+    if _as_a_whole.get() or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 

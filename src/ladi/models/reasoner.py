@@ -59,6 +59,11 @@ class Context:
         visible, position = (x.repeat_interleave(copies, dim=1) for x in (self.visible, self.position))
         return Context(self.past, visible, position)
 
+    def rows(self, rows: slice) -> "Context":
+        """The contexts of some of the B rows."""
+        past = tuple((keys[rows], values[rows]) for keys, values in self.past)
+        return Context(past, self.visible[rows], self.position[rows])
+
 
 @dataclass(frozen=True)
 class CleanPass:

@@ -12,7 +12,7 @@ densities, L_cl the contrastive term over all G, L_value fits the filter's regre
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,8 @@ from ladi.draws import Source, child, normal, uniform
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.assistant import LatentAssistant, LatentPolicy, MainCost
-from ladi.models.decoding import expand
+from ladi.models.backbone import compute_again
+from ladi.models.decoding import Prefix, expand, select_rows
 from ladi.models.generation import LATENTS, TEXTS
 from ladi.rl.contrastive import Similarity, contrastive_loss
 from ladi.rl.objective import (
@@ -84,6 +85,8 @@ class PolicyConfig:
     """Weight of the token surrogate of the sampled texts, which reaches the projection through the main model."""
     num_iterations: int = 1
     """Optimizer steps per rollout."""
+    replay_trajectories: int = 0
+    """Trajectories per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
     log_prob_reduction: Reduction = "sum"
     """Of a latent's log-density, and of the KL, over its D numbers: `sum` is the joint density, beside which the
     weights beta and gamma are meant. `mean` divides both and the clip range by the numbers that they cover, so that
@@ -104,8 +107,8 @@ class PolicyConfig:
             raise ValueError("texts are trained by sampling: text_weight above 0 needs temperature > 0")
         if min(self.beta, self.gamma, self.value_weight, self.text_weight, self.format_weight, self.temperature) < 0:
             raise ValueError("weights and temperature must not be negative")
-        if self.contrastive_temperature <= 0 or self.num_iterations < 1:
-            raise ValueError("need contrastive_temperature > 0 and num_iterations >= 1")
+        if self.contrastive_temperature <= 0 or self.num_iterations < 1 or self.replay_trajectories < 0:
+            raise ValueError("need contrastive_temperature > 0, num_iterations >= 1 and replay_trajectories >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,10 +302,22 @@ def correlation(a: Float[Tensor, "P K"], b: Float[Tensor, "P K"]) -> Float[Tenso
 # ---- optimise -----------------------------------------------------------------------------------------------------
 
 
-def replayed_means(policy: LatentPolicy, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Means (P * G, T, D) of the sampled latents under the present weights, and the states (P * G, C) at `<bot>`."""
-    prefix = expand(policy.open(rollout.questions), rollout.latents.shape[1])
-    return policy.means(prefix, rollout.latents.flatten(0, 1)), prefix.hidden
+def read_trajectories(
+    prefix: Prefix, given: Float[Tensor, "P G T D"], read: Callable[[Prefix, Tensor], Tensor], at_once: int
+) -> Float[Tensor, "S T D"]:
+    """`read(prefix, given)` of all S = P G trajectories, each behind its question among the P of `prefix`; with
+    `at_once` > 0 of that many at a time, and again in the backward pass.
+    """
+    repeats, given = given.shape[1], given.flatten(0, 1)
+
+    def some(rows: Tensor) -> Tensor:
+        return read(select_rows(prefix, rows // repeats), given[rows])
+
+    if not at_once or len(given) <= at_once:
+        return read(expand(prefix, repeats), given)
+    return torch.cat(
+        [compute_again(some, rows) for rows in torch.arange(len(given), device=given.device).split(at_once)]
+    )
 
 
 def loss(
@@ -310,7 +325,8 @@ def loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L of a micro-batch of questions, and its terms for the log."""
     policy, terms = config.policy, dict(rollout.metrics)
-    means, states = replayed_means(assistant.policy, rollout)
+    prefix = assistant.policy.open(rollout.questions)
+    means = read_trajectories(prefix, rollout.latents, assistant.policy.means, policy.replay_trajectories)
     value, stats = latent_term(assistant, rollout, means, config, reference)
     terms |= {"loss/latent": value.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
     if policy.gamma:
@@ -319,7 +335,8 @@ def loss(
         terms["loss/contrastive"] = contrast.detach()
     if policy.value_weight:
         rows = rollout.decoded_rows
-        predicted = assistant.value(states.detach()[rows], rollout.latents.flatten(0, 1)[rows])
+        states = prefix.hidden.detach()[rows // rollout.latents.shape[1]]
+        predicted = assistant.value(states, rollout.latents.flatten(0, 1)[rows])
         error = (predicted - rollout.texts.rewards.flatten()).square().mean()
         value = value + policy.value_weight * error
         terms["loss/value"] = error.detach()
@@ -345,7 +362,8 @@ def latent_term(
     kl = None
     if reference is not None:
         with torch.no_grad():
-            reference_means, _ = replayed_means(reference, rollout)
+            prefix = reference.open(rollout.questions)
+            reference_means = read_trajectories(prefix, rollout.latents, reference.means, policy.replay_trajectories)
         kl = gaussian_kl(means[:, :, None], std, reference_means[rows][:, :, None], reference.std, reduction)
     clip, num_latents = config.latent, latents.shape[1]
     # A ratio per latent covers D numbers, one per trajectory all T D; log-probabilities are means over them.
@@ -365,8 +383,8 @@ def latent_term(
 
 def contrastive_term(assistant: LatentAssistant, rollout: Rollout, policy: PolicyConfig) -> Tensor:
     """Equation 8 over all G trajectories, redrawn by the present weights from the same noise, with its gradient."""
-    prefix = expand(assistant.policy.open(rollout.questions), rollout.latents.shape[1])
-    latents = assistant.policy.sample(prefix, rollout.noise.flatten(0, 1))
+    prefix = assistant.policy.open(rollout.questions)
+    latents = read_trajectories(prefix, rollout.noise, assistant.policy.sample, policy.replay_trajectories)
     if policy.contrast == "projected":
         latents = assistant.projection(latents.to(assistant.projection.weight.dtype)).float()
     latents = latents.unflatten(0, rollout.latents.shape[:2])

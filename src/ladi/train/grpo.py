@@ -26,7 +26,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -45,14 +45,16 @@ class PolicyConfig:
     num_iterations: int = 1
     """Optimizer steps per rollout."""
     mask_truncated_completions: bool = False
+    replay_texts: int = 0
+    """Texts per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
 
     def __post_init__(self):
         if self.num_generations < 2:
             raise ValueError(f"a text is compared with its group: num_generations must be >= 2: {self.num_generations}")
         if self.temperature <= 0:
             raise ValueError(f"texts are trained by sampling: temperature must be positive, got {self.temperature}")
-        if self.num_iterations < 1 or self.beta < 0 or self.max_completion_length < 1:
-            raise ValueError("need num_iterations >= 1, beta >= 0 and max_completion_length >= 1")
+        if self.num_iterations < 1 or min(self.beta, self.replay_texts) < 0 or self.max_completion_length < 1:
+            raise ValueError("need num_iterations >= 1, beta >= 0, replay_texts >= 0 and max_completion_length >= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +110,15 @@ def sample_rollout(
     policy = config.policy
     questions = [problem.question for problem in problems]
     with torch.no_grad():
-        prefix = expand(open_question(backbone, questions), policy.num_generations)
-        sampled = continue_ids(backbone, prefix, policy.max_completion_length, policy.temperature, source)
+        prefix = open_question(backbone, questions)
+        expanded = expand(prefix, policy.num_generations)
+        sampled = continue_ids(backbone, expanded, policy.max_completion_length, policy.temperature, source)
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
         old = None
         if policy.num_iterations > 1:
-            old, _ = text_log_probs(backbone, prefix, sampled.ids, sampled.valid, policy.temperature)
+            old, _ = text_log_probs(
+                backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts
+            )
             old = old.view_as(texts.ids)
     counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
     return Rollout(
@@ -127,11 +132,11 @@ def sample_rollout(
     )
 
 
-def replay(backbone: Backbone, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> TextReplay:
     """Log-probabilities and entropies (P * M, T) of the sampled tokens under the present weights."""
-    texts = rollout.texts
-    prefix = expand(open_question(backbone, rollout.questions), texts.ids.shape[2])
-    return text_log_probs(backbone, prefix, texts.ids.flatten(0, 2), texts.valid.flatten(0, 2), temperature)
+    ids, valid = rollout.texts.ids.flatten(0, 2), rollout.texts.valid.flatten(0, 2)
+    prefix = open_question(backbone, rollout.questions)
+    return text_log_probs(backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
 def loss(
@@ -153,7 +158,7 @@ def loss(
     if not bool(kept.any()):
         return zero_loss(backbone), terms
     rollout = rollout.rows(kept.nonzero().squeeze(1).cpu())
-    new, entropy = replay(backbone, rollout, policy.temperature)
+    new, entropy = replay(backbone, rollout, policy)
     old = new.detach() if rollout.old_log_probs is None else rollout.old_log_probs.flatten(0, 2)
     mask = rollout.texts.valid.flatten(0, 2)
     if policy.mask_truncated_completions:
@@ -161,7 +166,7 @@ def loss(
     kl = None
     if reference is not None:
         with torch.no_grad():
-            kl_reference, _ = replay(reference, rollout, policy.temperature)
+            kl_reference, _ = replay(reference, rollout, policy)
         kl = token_kl(new, kl_reference)
     value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size, kl, policy.beta)
     stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)

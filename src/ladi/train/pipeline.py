@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ladi.inference.evaluate import EvalConfig
 from ladi.models.assistant import AssistantConfig
@@ -50,6 +50,8 @@ class Sizes:
     beta_warmup_steps: int = 0
     reasoner_steps: int
     rollout_steps: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "muon"] = "muon"
     """Of the supervised stages; reinforcement learning takes AdamW."""
     sft_lr: float = 3e-3
@@ -85,6 +87,10 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
     """The stages of one experiment below `root`."""
     data = DataConfig(task=sizes.task, num_train=sizes.num_train)
     latents_path = root / "latents.safetensors"
+    memory: dict[str, Any] = {
+        "precision": sizes.precision,
+        "gradient_checkpointing": sizes.gradient_checkpointing,
+    }
 
     def loop_config(steps: int, lr: float) -> LoopConfig:
         optim = OptimConfig(name=sizes.optimizer, lr=lr, warmup_steps=min(100, max(1, steps // 10)))
@@ -94,6 +100,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             micro_batch_size=sizes.micro_batch_size,
             seed=seed,
             optim=optim,
+            **memory,
         )
 
     rl_optim = OptimConfig(lr=sizes.rl_lr, warmup_steps=5, final_lr_fraction=1.0, weight_decay=0.0, ema_decay=0.0)
@@ -105,6 +112,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
         optim=rl_optim,
         log_every=1,
         checkpoint_every=10,
+        **memory,
     )
     num_generations = sizes.policy.num_latents * sizes.policy.texts_per_latent
     longest = sizes.max_answer_tokens if sizes.task.cot_in_answer else 4 * sizes.max_answer_tokens
@@ -152,7 +160,11 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             out_dir=root / "grpo",
             data=data,
             model_dir=root / "sft" / "final",
-            policy=grpo.PolicyConfig(num_generations=num_generations, max_completion_length=longest),
+            policy=grpo.PolicyConfig(
+                num_generations=num_generations,
+                max_completion_length=longest,
+                replay_texts=sizes.policy.replay_texts,
+            ),
             loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.grpo_lr)),
         ),
         dlr_warmup=dlr_warmup.Config(

@@ -14,8 +14,8 @@ import torch
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, Streams
 from ladi.losses import token_log_probs
-from ladi.models.backbone import Backbone
-from ladi.models.decoding import Continuation, Prefix, append
+from ladi.models.backbone import Backbone, compute_again
+from ladi.models.decoding import Continuation, Prefix, append, expand, select_rows
 from ladi.rl.objective import Total
 from ladi.tasks.base import TIMEOUT, Problem
 from ladi.train import loop
@@ -88,15 +88,40 @@ def text_statistics(texts: Texts) -> dict[str, Tensor]:
     }
 
 
+TextReplay = tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]
+"""Log-probabilities and entropies of the sampled tokens."""
+
+
 def text_log_probs(
-    backbone: Backbone, prefix: Prefix, ids: Int[Tensor, "S T"], valid: Bool[Tensor, "S T"], temperature: float
-) -> tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]:
-    """Log-probabilities of sampled tokens after `prefix`, and entropies, of softmax(logits / temperature)."""
-    _, hidden = append(backbone, prefix, backbone.embed(ids[:, :-1]), valid[:, :-1])
-    logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1)).float() / temperature
-    with torch.no_grad():
-        entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return token_log_probs(logits, ids), entropy
+    backbone: Backbone,
+    prefix: Prefix,
+    ids: Int[Tensor, "S T"],
+    valid: Bool[Tensor, "S T"],
+    temperature: float,
+    at_once: int = 0,
+) -> TextReplay:
+    """Log-probabilities of sampled tokens after `prefix`, and entropies, of softmax(logits / temperature).
+
+    Each of the prefix's P rows serves S / P neighbouring texts. With `at_once` > 0 that many texts are read at a time,
+    and again in the backward pass: the keys and logits of all others need no memory.
+    """
+    repeats = len(ids) // len(prefix.position)
+
+    def one(prefix: Prefix, ids: Tensor, valid: Tensor) -> TextReplay:
+        _, hidden = append(backbone, prefix, backbone.embed(ids[:, :-1]), valid[:, :-1])
+        logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1)).float() / temperature
+        with torch.no_grad():
+            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+        return token_log_probs(logits, ids), entropy
+
+    def some(rows: Tensor) -> TextReplay:
+        return one(select_rows(prefix, rows // repeats), ids[rows], valid[rows])
+
+    if not at_once or len(ids) <= at_once:
+        return one(expand(prefix, repeats), ids, valid)
+    pieces = torch.arange(len(ids), device=ids.device).split(at_once)
+    log_probs, entropies = zip(*(compute_again(some, rows) for rows in pieces), strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
 @runtime_checkable

@@ -36,6 +36,8 @@ LADIR_8B = Sizes(
     num_train=7500,
     batch_size=64,
     micro_batch_size=4,
+    precision="bf16",
+    gradient_checkpointing=True,
     sft_steps=400,
     vae_steps=2000,
     reasoner_steps=10_000,
@@ -50,7 +52,9 @@ LADIR_8B = Sizes(
     grpo_lr=1e-6,
     rl_questions=16,
     rl_micro_batch_size=1,
-    policy=PolicyConfig(num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8),
+    policy=PolicyConfig(
+        num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8, replay_copies=16, replay_texts=4
+    ),
 )
 """LaDiR on MATH; the other presets of LaDiR say what differs."""
 
@@ -78,7 +82,7 @@ def ladir_gsm8k_qwen3_600m(root: Path = Path("runs/ladir_gsm8k_qwen3_600m"), see
         rollout_lr=1e-5,
         rl_questions=32,
         rl_micro_batch_size=2,
-        policy=PolicyConfig(num_latents=16, texts_per_latent=2, num_steps=10),
+        policy=PolicyConfig(num_latents=16, texts_per_latent=2, num_steps=10, replay_copies=64, replay_texts=16),
     )
     return pipeline(sizes, root, seed)
 
@@ -97,7 +101,6 @@ def ladir_code_qwen3_8b(root: Path = Path("runs/ladir_code_qwen3_8b"), seed: int
         vae_steps=600,
         reasoner_steps=3000,
         rollout_steps=300,
-        policy=replace(LADIR_8B.policy, replay_copies=16),
     )
     return pipeline(sizes, root, seed)
 
@@ -124,6 +127,8 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
         num_train=num_train,
         batch_size=32,
         micro_batch_size=4,
+        precision="bf16",
+        gradient_checkpointing=True,
         sft_steps=700,
         vae_steps=700,
         reasoner_steps=7000,
@@ -153,6 +158,7 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
             contrast="projected",
             format="tags",
             format_weight=0.5,
+            replay_trajectories=16,
         ),
         dlr_lr=3e-5,
         projection_lr=1e-4,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Float, Int, Tensor
 from ladi.draws import Source, child, shared
@@ -22,6 +21,7 @@ from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.metrics.diversity import mean_pairwise_distance
+from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, continue_ids, expand
 from ladi.models.generation import LATENTS, TEXTS, LatentPaths, SampleConfig, finished_prefix, generate_latents
 from ladi.models.reasoner import Context, LatentReasoner
@@ -41,7 +41,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -62,8 +62,10 @@ class PolicyConfig:
     replay_steps: int = 0
     """Stochastic steps, drawn anew for each update, that the latent loss replays; 0 means all."""
     replay_copies: int = 0
-    """Noisy copies per velocity pass of a replay, recomputed in the backward pass to save memory; 0 means all at once,
-    kept."""
+    """Noisy copies (a latent of a question at a denoising step) per velocity pass of a replay, recomputed in the
+    backward pass to save memory; 0 means all at once, kept."""
+    replay_texts: int = 0
+    """Texts per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
     initial_noise: float = 1.0
     guidance: float = 0.0
     """gamma_max of the repulsion in rollouts; its push is the same constant in the old and the new means."""
@@ -110,8 +112,11 @@ class PolicyConfig:
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
-        if self.num_iterations < 1 or self.replay_steps < 0 or self.replay_copies < 0 or self.beta < 0:
-            raise ValueError("need num_iterations >= 1, replay_steps >= 0, replay_copies >= 0 and beta >= 0")
+        if self.num_iterations < 1 or min(self.replay_steps, self.replay_copies, self.replay_texts, self.beta) < 0:
+            raise ValueError(
+                "need num_iterations >= 1, and replay_steps, replay_copies, replay_texts and beta >= 0, got "
+                f"{self.num_iterations}, {self.replay_steps}, {self.replay_copies}, {self.replay_texts} and {self.beta}"
+            )
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
             if self.replay_steps > available:
@@ -214,14 +219,14 @@ def sample_rollout(
     with torch.no_grad():
         paths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), child(source, LATENTS))
         prefix, _ = finished_prefix(reasoner, questions, paths.latents, paths.num_blocks)
-        prefix = expand(prefix, policy.texts_per_latent)
+        expanded = expand(prefix, policy.texts_per_latent)
         length = reasoner.config.max_answer_tokens
-        sampled = continue_ids(reasoner.backbone, prefix, length, policy.temperature, child(source, TEXTS))
+        sampled = continue_ids(reasoner.backbone, expanded, length, policy.temperature, child(source, TEXTS))
         shape = (policy.num_latents, policy.texts_per_latent)
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
         old = None
         if policy.num_iterations > 1 and policy.alpha < 1:
-            old, _ = text_log_probs(reasoner.backbone, prefix, sampled.ids, sampled.valid, policy.temperature)
+            old, _ = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
             old = old.view_as(texts.ids)
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
@@ -294,19 +299,25 @@ def replay_block(
 
 
 def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: Tensor, copies: int) -> Tensor:
-    """Velocities in passes of at most `copies` copies per row, recomputed in backward; 0 means one pass, kept."""
-    if not copies or x_t.shape[1] <= copies:
+    """Velocities in passes of at most `copies` copies in all rows, recomputed in backward; 0 means one pass, kept."""
+    num_rows, copies_of_row = x_t.shape[:2]
+    if not copies or num_rows * copies_of_row <= copies:
         return reasoner.velocity(context, x_t, t)
 
-    def one(x, t):
-        return reasoner.velocity(context, x, t)
+    def of_rows(rows: slice) -> Tensor:
+        def one(x, t):
+            return reasoner.velocity(context.rows(rows), x, t)
 
-    pieces = zip(x_t.split(copies, 1), t.split(copies, 1), strict=True)
-    return torch.cat([checkpoint(one, x, s, use_reentrant=False) for x, s in pieces], dim=1)
+        pieces = zip(x_t[rows].split(copies, 1), t[rows].split(copies, 1), strict=True)
+        return torch.cat([compute_again(one, x, s) for x, s in pieces], dim=1)
+
+    step = max(1, copies // copies_of_row)
+    return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)])
 
 
-TextReplay = tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]
-"""Log-probabilities and entropies of the sampled tokens."""
+def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> TextReplay:
+    """Sampled texts under the present weights, several after each of the prefix's rows."""
+    return text_log_probs(reasoner.backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
 @dataclass(frozen=True)
@@ -336,9 +347,8 @@ def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> 
     if not wants_texts:
         return Replay(blocks, None)
     texts = rollout.texts
-    closed: Prefix = expand(reasoner.close(prefix), texts.ids.shape[2])
     ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
-    return Replay(blocks, text_log_probs(reasoner.backbone, closed, ids, valid, policy.temperature))
+    return Replay(blocks, read_texts(reasoner, reasoner.close(prefix), ids, valid, policy))
 
 
 def old_transition_log_probs(paths: LatentPaths, block: int, steps: Int[Tensor, " S"], reduction: Reduction) -> Tensor:

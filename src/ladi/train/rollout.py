@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.path import mix
 from ladi.flow.solver import Velocity, euler_step
 from ladi.losses import token_cross_entropy
+from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, append
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rundir import open_run
@@ -66,7 +66,7 @@ def denoise_block(
     x = mix(x0, torch.randn(x0.shape, generator=generator).to(x0.device), start)
 
     def recomputed(x, t):
-        return checkpoint(velocity, x, t, use_reentrant=False) if torch.is_grad_enabled() else velocity(x, t)
+        return compute_again(velocity, x, t) if torch.is_grad_enabled() else velocity(x, t)
 
     for i in range(config.num_steps):
         t, t_next = (start * (1 - k / config.num_steps) for k in (i, i + 1))
