@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
 from ladi.rundir import provenance, write_json_atomic
-from ladi.train.presets import PRESETS
+from ladi.train.presets import preset_named
 from ladi.train.reasoner import Batch, loss
 
 
@@ -55,9 +55,7 @@ def main(config: Config, console: Console) -> dict[str, float]:
     Raises:
         ValueError: if the preset is unknown.
     """
-    if config.preset not in PRESETS:
-        raise ValueError(f"unknown preset {config.preset!r}; use one of {', '.join(PRESETS)}")
-    pipeline = PRESETS[config.preset](Path("unused"))
+    pipeline = preset_named(config.preset)(Path("unused"))
     vae, task = pipeline.vae.vae, pipeline.sft.data.task
     from_task = "".join(sorted({*task.alphabet, *task.step_separator}))
     shape = ReasonerConfig(

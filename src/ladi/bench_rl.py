@@ -21,7 +21,7 @@ from ladi.rundir import provenance, write_json_atomic
 from ladi.tasks.base import Problem
 from ladi.train import grpo, rl
 from ladi.train.policy import zero_loss
-from ladi.train.presets import PRESETS
+from ladi.train.presets import preset_named
 from ladi.train.rewards import Rewards
 
 
@@ -154,11 +154,10 @@ def main(config: Config, console: Console) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: if the preset is unknown, or TRL is asked for and not installed.
     """
-    if config.preset not in PRESETS:
-        raise ValueError(f"unknown preset {config.preset!r}; use one of {', '.join(PRESETS)}")
+    preset = preset_named(config.preset)
     if config.trl and find_spec("trl") is None:
         raise ValueError("TRL is not installed; pip install trl, or add --no-trl")
-    pipeline = PRESETS[config.preset]()
+    pipeline = preset()
     sizes = {"batch_size": config.questions, "micro_batch_size": config.questions}
     latent = replace(pipeline.rl, loop=replace(pipeline.rl.loop, **sizes))
     token = replace(pipeline.grpo, loop=replace(pipeline.grpo.loop, **sizes))
@@ -172,8 +171,8 @@ def main(config: Config, console: Console) -> dict[str, dict[str, float]]:
     def generator(step: int) -> torch.Generator:
         return torch.Generator().manual_seed(step)
 
-    reasoner: Any = load_model(resolve(config.reasoner_dir))
-    backbone: Any = load_model(resolve(config.ar_dir))
+    reasoner: Any = load_model(config.reasoner_dir)
+    backbone: Any = load_model(config.ar_dir)
     updates = {
         "LaDi-RL": (
             reasoner.backbone.lm,

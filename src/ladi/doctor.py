@@ -14,7 +14,7 @@ from ladi.tasks.code import Code
 from ladi.tasks.sandbox import shared_sandbox
 from ladi.train.data import DataConfig
 from ladi.train.pipeline import Pipeline
-from ladi.train.presets import PRESETS
+from ladi.train.presets import preset_named
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tyro", "math-verify")
 
@@ -34,9 +34,7 @@ def configuration(preset: str) -> Config:
     Raises:
         ValueError: if the preset is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; use one of {', '.join(PRESETS)}")
-    return Config(preset=preset, data=PRESETS[preset]().sft.data)
+    return Config(preset=preset, data=preset_named(preset)().sft.data)
 
 
 def environment() -> list[tuple[str, str]]:
@@ -86,7 +84,7 @@ def cached_config(name: str) -> str | None:
 
 def main(config: Config, console: Console) -> dict[str, Estimate]:
     """Print what the preset needs and what is missing; returns the estimates."""
-    pipeline = PRESETS[config.preset]()
+    pipeline = preset_named(config.preset)()
     pipeline = replace(pipeline, sft=replace(pipeline.sft, data=config.data))
     table = Table("", "", title="this machine and this preset", show_header=False)
     for row in [*environment(), *needs(pipeline)]:

@@ -5,7 +5,7 @@ them what the backward pass saves of one micro-batch, operation by operation. Te
 with the greatest length allowed: one such text pads its whole batch.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ladi.inference.text import alphabet, blocks_of, sft_target
@@ -152,11 +152,11 @@ class Passes:
         """Of `rows` texts of `tokens` tokens each, behind `before` cached positions."""
         return self.body(rows, tokens, before, frozen) + self.head(rows * tokens)
 
-    def texts(self, rows: int, tokens: Count, before: Count, at_once: int, frozen: bool = False) -> Saved:
+    def texts(self, rows: int, tokens: Count, before: Count, at_once: int) -> Saved:
         """Of sampled texts, where `at_once` > 0 in passes of so many, which are computed again as a whole."""
         if not at_once or rows * self.loop.micro_batch_size <= at_once:
-            return self.text(rows, tokens, before, frozen)
-        return self.piece().text(at_once, tokens, before, frozen).recomputed()
+            return self.text(rows, tokens, before)
+        return self.piece().text(at_once, tokens, before).recomputed()
 
     def piece(self) -> "Passes":
         """For rows of one problem that are computed again as a whole, not layer by layer."""
@@ -259,7 +259,7 @@ class Stages:
         replays = [reader.body(rows, latents - 1, asked)]
         if policy.gamma:  # drawn again, one latent after another
             replays.append(sum((reader.body(rows, 1, asked + i) for i in range(latents - 1)), Saved()))
-        saved = helper.body(1, asked) * len(replays)
+        saved = helper.body(1, asked)
         for replay in replays:
             saved += replay.recomputed() if in_pieces else replay
         if policy.text_weight:
@@ -287,6 +287,13 @@ def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
             activations += 2 * need.trainable  # copies of weights that autocast keeps
         return Estimate(need.loaded, need.trainable, state, int(activations), int(need.tokens * loop.batch_size))
 
-    names = ("sft", "vae", "reasoner", "rollout", "rl", "grpo", "dlr_warmup", "dlr")
-    needs: dict[str, Callable[[], Need]] = {name: getattr(stages, name) for name in names}
-    return {name.replace("_", "-"): estimate(need(), getattr(pipeline, name).loop) for name, need in needs.items()}
+    return {
+        "sft": estimate(stages.sft(), pipeline.sft.loop),
+        "vae": estimate(stages.vae(), pipeline.vae.loop),
+        "reasoner": estimate(stages.reasoner(), pipeline.reasoner.loop),
+        "rollout": estimate(stages.rollout(), pipeline.rollout.loop),
+        "rl": estimate(stages.rl(), pipeline.rl.loop),
+        "grpo": estimate(stages.grpo(), pipeline.grpo.loop),
+        "dlr-warmup": estimate(stages.dlr_warmup(), pipeline.dlr_warmup.loop),
+        "dlr": estimate(stages.dlr(), pipeline.dlr.loop),
+    }

@@ -26,7 +26,7 @@ from ladi.report import build_report
 from ladi.rundir import write_json_atomic
 from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.pipeline import Pipeline
-from ladi.train.presets import PRESETS
+from ladi.train.presets import preset_named
 
 STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 """What --from-scratch trains, in order."""
@@ -73,11 +73,10 @@ def main(config: Config, console: Console) -> Path:
     Raises:
         ValueError: if there are no bundled models of the preset and `from_scratch` is off.
     """
-    if config.preset not in PRESETS:
-        raise ValueError(f"unknown preset {config.preset!r}; use one of {', '.join(PRESETS)}")
+    preset = preset_named(config.preset)
     run_dirs: list[Path] = []
     if config.from_scratch:
-        pipeline = PRESETS[config.preset](config.out_dir / "from_scratch", config.seed)
+        pipeline = preset(config.out_dir / "from_scratch", config.seed)
         train_all(pipeline, console)
         run_dirs += [getattr(pipeline, name).out_dir for name in STAGES]
         runs = {AR: pipeline.sft, LADIR: pipeline.reasoner, STAGE_2: pipeline.rollout}
@@ -86,7 +85,7 @@ def main(config: Config, console: Console) -> Path:
         folder = ASSETS / config.preset
         if not folder.is_dir():
             raise ValueError(f"no bundled models of preset {config.preset!r}; add --from-scratch to train them")
-        pipeline = PRESETS[config.preset](config.out_dir, config.seed)
+        pipeline = preset(config.out_dir, config.seed)
         models = {AR: folder / "ar", LADIR: folder / "stage1", STAGE_2: folder / "stage2"}
     records = [measure(config, pipeline, label, path, console) for label, path in models.items()]
     trained = reinforce(config, pipeline, models, console)

@@ -24,8 +24,7 @@ from ladi.draws import Source, child, normal, uniform
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.assistant import LatentAssistant, LatentPolicy, MainCost
-from ladi.models.backbone import compute_again
-from ladi.models.decoding import Prefix, expand, select_rows
+from ladi.models.decoding import Prefix, expand
 from ladi.models.generation import LATENTS, TEXTS
 from ladi.rl.contrastive import Similarity, contrastive_loss
 from ladi.rl.objective import (
@@ -42,7 +41,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, score, text_log_probs, text_statistics
+from ladi.train.policy import Texts, optimise, read_behind, score, text_log_probs, text_statistics
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 Filter = Literal["none", "random", "value"]
@@ -305,19 +304,10 @@ def correlation(a: Float[Tensor, "P K"], b: Float[Tensor, "P K"]) -> Float[Tenso
 def read_trajectories(
     prefix: Prefix, given: Float[Tensor, "P G T D"], read: Callable[[Prefix, Tensor], Tensor], at_once: int
 ) -> Float[Tensor, "S T D"]:
-    """`read(prefix, given)` of all S = P G trajectories, each behind its question among the P of `prefix`; with
-    `at_once` > 0 of that many at a time, and again in the backward pass.
+    """`read(prefix, given)` of all S = P G trajectories, each behind its question among the P of `prefix`; `at_once` as
+    in `read_behind`.
     """
-    repeats, given = given.shape[1], given.flatten(0, 1)
-
-    def some(rows: Tensor) -> Tensor:
-        return read(select_rows(prefix, rows // repeats), given[rows])
-
-    if not at_once or len(given) <= at_once:
-        return read(expand(prefix, repeats), given)
-    return torch.cat(
-        [compute_again(some, rows) for rows in torch.arange(len(given), device=given.device).split(at_once)]
-    )
+    return read_behind(prefix, (given.flatten(0, 1),), lambda *rows: (read(*rows),), at_once)[0]
 
 
 def loss(
@@ -330,7 +320,7 @@ def loss(
     value, stats = latent_term(assistant, rollout, means, config, reference)
     terms |= {"loss/latent": value.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
     if policy.gamma:
-        contrast = contrastive_term(assistant, rollout, policy)
+        contrast = contrastive_term(assistant, prefix, rollout, policy)
         value = value + policy.gamma * contrast
         terms["loss/contrastive"] = contrast.detach()
     if policy.value_weight:
@@ -381,9 +371,10 @@ def latent_term(
     return surrogate(new, old, rollout.advantages.flatten(), mask, scaled, size, kl, policy.beta)
 
 
-def contrastive_term(assistant: LatentAssistant, rollout: Rollout, policy: PolicyConfig) -> Tensor:
-    """Equation 8 over all G trajectories, redrawn by the present weights from the same noise, with its gradient."""
-    prefix = assistant.policy.open(rollout.questions)
+def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollout, policy: PolicyConfig) -> Tensor:
+    """Equation 8 over all G trajectories, redrawn behind `prefix` by the present weights from the same noise, with its
+    gradient.
+    """
     latents = read_trajectories(prefix, rollout.noise, assistant.policy.sample, policy.replay_trajectories)
     if policy.contrast == "projected":
         latents = assistant.projection(latents.to(assistant.projection.weight.dtype)).float()

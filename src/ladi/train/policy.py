@@ -88,6 +88,26 @@ def text_statistics(texts: Texts) -> dict[str, Tensor]:
     }
 
 
+def read_behind(
+    prefix: Prefix, given: Sequence[Tensor], read: Callable[..., tuple[Tensor, ...]], at_once: int = 0
+) -> tuple[Tensor, ...]:
+    """`read(prefix, *given)`, where each of the prefix's P rows serves S / P neighbouring rows of the given tensors.
+
+    With `at_once` > 0 that many of the S rows are read at a time, and again in the backward pass: what the others would
+    keep until then needs no memory.
+    """
+    num_rows = len(given[0])
+    repeats = num_rows // len(prefix.position)
+
+    def some(rows: Tensor) -> tuple[Tensor, ...]:
+        return read(select_rows(prefix, rows // repeats), *(x[rows] for x in given))
+
+    if not at_once or num_rows <= at_once:
+        return read(expand(prefix, repeats), *given)
+    pieces = torch.arange(num_rows, device=given[0].device).split(at_once)
+    return tuple(torch.cat(parts) for parts in zip(*(compute_again(some, rows) for rows in pieces), strict=True))
+
+
 TextReplay = tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]
 """Log-probabilities and entropies of the sampled tokens."""
 
@@ -102,26 +122,18 @@ def text_log_probs(
 ) -> TextReplay:
     """Log-probabilities of sampled tokens after `prefix`, and entropies, of softmax(logits / temperature).
 
-    Each of the prefix's P rows serves S / P neighbouring texts. With `at_once` > 0 that many texts are read at a time,
-    and again in the backward pass: the keys and logits of all others need no memory.
+    Each of the prefix's P rows serves S / P neighbouring texts; `at_once` as in `read_behind`.
     """
-    repeats = len(ids) // len(prefix.position)
 
-    def one(prefix: Prefix, ids: Tensor, valid: Tensor) -> TextReplay:
+    def read(prefix: Prefix, ids: Tensor, valid: Tensor) -> TextReplay:
         _, hidden = append(backbone, prefix, backbone.embed(ids[:, :-1]), valid[:, :-1])
         logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1)).float() / temperature
         with torch.no_grad():
             entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
         return token_log_probs(logits, ids), entropy
 
-    def some(rows: Tensor) -> TextReplay:
-        return one(select_rows(prefix, rows // repeats), ids[rows], valid[rows])
-
-    if not at_once or len(ids) <= at_once:
-        return one(expand(prefix, repeats), ids, valid)
-    pieces = torch.arange(len(ids), device=ids.device).split(at_once)
-    log_probs, entropies = zip(*(compute_again(some, rows) for rows in pieces), strict=True)
-    return torch.cat(log_probs), torch.cat(entropies)
+    log_probs, entropies = read_behind(prefix, (ids, valid), read, at_once)
+    return log_probs, entropies
 
 
 @runtime_checkable

@@ -202,3 +202,14 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "dlr_paper": dlr_paper,
     "dlr_gsm8k_llama2_7b": dlr_paper,
 }
+
+
+def preset_named(name: str) -> Callable[..., Pipeline]:
+    """The preset of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
