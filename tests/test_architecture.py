@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"arrays", "draws", "rundir", "bundled", "progress"},
+    {"arrays", "devices", "draws", "rundir", "bundled", "progress"},
     {"tasks", "flow", "losses", "rl", "metrics"},
     {"models"},
     {"inference"},

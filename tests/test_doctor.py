@@ -125,7 +125,7 @@ class Measured:
         pairs = tokenize_pairs(model.backbone, self.questions, [p.answer for p in self.problems])
         blocks = [blocks_of(p, "step", self.task.step_separator) for p in self.problems]
         encoded = encode_blocks(model.vae, blocks, model.config.max_blocks)
-        return model, reasoner.make_batch(model.vae, encoded, pairs, "mean", self.generator)
+        return model, reasoner.make_batch(model.vae.scale, encoded, pairs, "mean", self.generator)
 
     def reasoner(self):
         (model, batch), config = self.supervised(), self.pipeline.reasoner

@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from ladi.devices import default_device, synchronize
+from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
 from ladi.rundir import provenance, write_json_atomic
@@ -26,6 +29,8 @@ class Config:
     copies: int = 16
     """R: noisy copies that share one context."""
     batch_size: int = 64
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast, as in training."""
     repeats: int = 7
     """Timed runs of each; the median is reported."""
     json: str = ""
@@ -34,41 +39,47 @@ class Config:
 
 def median_s(run: Callable[[], object], repeats: int) -> float:
     """Median wall time of `run`, seconds, after one warm-up."""
+    device = default_device()
     run()
+    synchronize(device)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def matmul_rate(repeats: int, size: int = 1536) -> float:
-    """Measured fp32 matrix-product rate of the machine, FLOP/s."""
-    a = torch.randn(size, size)
+    """Measured matrix-product rate of the machine, FLOP/s; under autocast in its type."""
+    a = torch.randn(size, size, device=default_device())
     return 2 * size**3 / median_s(lambda: a @ a, repeats)
 
 
 def main(config: Config, console: Console) -> dict[str, float]:
-    """Time training and sampling of an untrained reasoner of the preset's size; print and return the numbers.
+    """Time training and sampling of an untrained reasoner of the preset's size, on the accelerator where there is one;
+    print and return the numbers.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    pipeline = preset_named(config.preset)(Path("unused"))
-    vae, task = pipeline.vae.vae, pipeline.sft.data.task
-    from_task = "".join(sorted({*task.alphabet, *task.step_separator}))
+    pipeline, device = preset_named(config.preset)(Path("unused")), default_device()
+    vae = pipeline.vae.vae
+    backbone = Backbone.untrained(pipeline.sft.backbone, alphabet(pipeline.sft.data.task))
     shape = ReasonerConfig(
         num_latents=vae.num_latents, latent_width=vae.latent_width, max_blocks=pipeline.reasoner.max_blocks
     )
-    reasoner = LatentReasoner.from_backbone(shape, Backbone.from_config(pipeline.sft.backbone, from_task), None)
+    reasoner = LatentReasoner.from_backbone(shape, backbone, None).to(device)
     batch = random_batch(reasoner, pipeline, config.batch_size)
     generator = torch.Generator().manual_seed(0)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
+    @autocast
     def velocities(packed: bool, backward: bool) -> None:
         with torch.set_grad_enabled(backward):
-            x = torch.randn(config.batch_size, config.copies, shape.num_latents, shape.latent_width)
-            t = torch.rand(config.batch_size, config.copies)
+            x = torch.randn(config.batch_size, config.copies, shape.num_latents, shape.latent_width, device=device)
+            t = torch.rand(config.batch_size, config.copies, device=device)
             copies = [slice(None)] if packed else [slice(r, r + 1) for r in range(config.copies)]
             for part in copies:
                 prefix = reasoner.open(batch.question)
@@ -77,15 +88,20 @@ def main(config: Config, console: Console) -> dict[str, float]:
                 if backward:
                     v.square().mean().backward()
 
+    @autocast
     def train_step() -> None:
         loss(reasoner, batch, generator, pipeline.reasoner.loss)[0].backward()
 
     with FlopCounterMode(display=False) as counter:
         train_step()
-    rate, step_s = matmul_rate(config.repeats), median_s(train_step, config.repeats)
+    with autocast:
+        rate = matmul_rate(config.repeats)
+    step_s = median_s(train_step, config.repeats)
     result = {"matmul_gflops": rate / 1e9, "train_step_s": step_s}
     result["train_gflops"] = counter.get_total_flops() / step_s / 1e9
     result["train_share_of_matmul"] = result["train_gflops"] / result["matmul_gflops"]
+    if device.type == "cuda":
+        result["train_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     for name, backward in (("train", True), ("sample", False)):
         shared_s = median_s(lambda b=backward: velocities(True, b), config.repeats)
         separate_s = median_s(lambda b=backward: velocities(False, b), config.repeats)
@@ -106,11 +122,12 @@ def random_batch(reasoner: LatentReasoner, pipeline, batch_size: int) -> Batch:
     """Real texts of the preset's task with random latents."""
     data, blocks = pipeline.sft.data, pipeline.reasoner.max_blocks
     problems = [data.task.problem("train", i) for i in range(batch_size)]
-    latents = torch.randn(batch_size, blocks, reasoner.config.num_latents, reasoner.config.latent_width)
+    shape, device = (batch_size, blocks), reasoner.backbone.device
+    latents = torch.randn(*shape, reasoner.config.num_latents, reasoner.config.latent_width, device=device)
     return Batch(
         question=reasoner.backbone.tokenize([p.question for p in problems], side="left"),
         answer=reasoner.backbone.tokenize([p.answer for p in problems], add_eos=True),
         target=latents,
         context=latents,
-        block_valid=torch.ones(batch_size, blocks, dtype=torch.bool),
+        block_valid=torch.ones(shape, dtype=torch.bool, device=device),
     )

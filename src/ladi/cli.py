@@ -16,7 +16,7 @@ from rich.console import Console
 from ladi import bench, bench_rl, doctor, quickstart
 from ladi.bundled import resolve
 from ladi.inference.evaluate import evaluate
-from ladi.inference.models import load_model
+from ladi.inference.models import Dtype, load_model
 from ladi.inference.sample import denoising_texts, frames
 from ladi.models.assistant import LatentAssistant
 from ladi.models.generation import SampleConfig
@@ -118,6 +118,8 @@ class SampleArgs:
     show_denoising: bool = False
     """Decode the blocks of the first three trajectories at several times."""
     sample: tyro.conf.OmitArgPrefixes[SampleConfig] = field(default_factory=SampleConfig)
+    dtype: Dtype = "float32"
+    """Of the weights."""
     seed: int = 0
 
 
@@ -125,7 +127,7 @@ def run_sample(args: list[str]) -> None:
     """`ladi sample QUESTION [--run DIR | --model-dir DIR] [--num-latents N] [--show-denoising]`."""
     chosen = tyro.cli(SampleArgs, args=args, prog="ladi sample")
     folder = resolve(chosen.model_dir if chosen.run is None else chosen.run / "final")
-    model = load_model(folder)
+    model = load_model(folder, chosen.dtype)
     if isinstance(model, LatentAssistant):
         sample_assistant(model, chosen)
         return

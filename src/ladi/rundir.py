@@ -128,6 +128,14 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def machine_name() -> str:
+    """Processor, cores, and the GPUs that torch, where it is loaded, sees."""
+    torch = sys.modules.get("torch")
+    count = torch.cuda.device_count() if torch is not None else 0
+    gpus = f", {count} x {torch.cuda.get_device_name(0)}" if torch is not None and count else ""
+    return f"{cpu_name()}, {os.cpu_count()} cores{gpus}"
+
+
 def cpu_name() -> str:
     """The processor's name, as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -146,7 +154,7 @@ def provenance() -> dict[str, str]:
     return {
         "command": "ladi " + " ".join(sys.argv[1:]),
         "commit": commit or "unknown",
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "machine": machine_name(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),

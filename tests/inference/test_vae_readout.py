@@ -32,7 +32,7 @@ def one_by_one(reasoner, question, latents) -> list[str]:
     texts: list[str] = []
     for z in latents:
         context = question + "\n" + "".join(text + "\n" for text in texts)
-        texts += reasoner.vae.decode(reasoner.vae.restore(z)[None], [context])
+        texts += reasoner.vae.decode(reasoner.vae.scale.restore(z)[None], [context])
     return texts
 
 

@@ -113,7 +113,7 @@ def test_standardise_and_restore_are_inverse():
     vae.latent_mean.normal_(generator=torch.Generator().manual_seed(0))
     vae.latent_std.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
     z = torch.randn(3, 2, 8)
-    torch.testing.assert_close(vae.restore(vae.standardise(z)), z)
+    torch.testing.assert_close(vae.scale.restore(vae.scale.standardise(z)), z)
 
 
 def test_corruption_replaces_the_stated_share_of_real_tokens_only():

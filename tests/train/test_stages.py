@@ -112,7 +112,7 @@ def test_targets_are_standardised_posterior_means_and_contexts_draws(vae):
     vae.latent_std.fill_(2.0)
     encoded = EncodedBlocks(torch.full((1, 1, 2, 4), 3.0), torch.full((1, 1, 2, 4), -30.0), VALID[:1, :1])
     tokens = vae.encoder.tokenize(["1"])
-    made = stage1.make_batch(vae, encoded, (tokens, tokens), "mean", generator())
+    made = stage1.make_batch(vae.scale, encoded, (tokens, tokens), "mean", generator())
     torch.testing.assert_close(made.target, torch.ones(1, 1, 2, 4))
     torch.testing.assert_close(made.context, torch.ones(1, 1, 2, 4), rtol=0, atol=1e-5)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from ladi.draws import Streams, normal
-from ladi.inference.models import Drawn, Model, draw, load_model, read, sample_ar, vae_texts
+from ladi.inference.models import Drawn, Dtype, Model, draw, load_model, read, sample_ar, vae_texts
 from ladi.inference.text import judged_text
 from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
@@ -46,6 +46,8 @@ class EvalConfig:
     """Above 0, also measure pass@1 with latents zeroed, shuffled and replaced by noise, on that many trajectories."""
     label: str = ""
     """Name in tables and plots; empty takes the model's kind."""
+    dtype: Dtype = "float32"
+    """Of the model's weights. It runs on the accelerator that Accelerate finds, else on the CPU."""
     seed: int = 0
     rows_at_once: int = 1000
     """Texts decoded together; bounds memory."""
@@ -209,7 +211,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     Raises:
         ValueError: if the readout does not fit the model or the task.
     """
-    model = load_model(config.model_dir) if model is None else model
+    model = load_model(config.model_dir, config.dtype) if model is None else model
     is_ar = isinstance(model, Backbone)
     if is_ar and (config.readout == "vae" or config.latent_use_samples or config.texts_per_latent > 1):
         raise ValueError(
@@ -244,6 +246,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "noise_level": config.sample.noise_level,
         "temperature": config.sample.temperature,
         "texts_per_latent": config.texts_per_latent,
+        "dtype": config.dtype,
         "pass@k": curve,
         "pass@k by latent": by_latent(judged.verdicts, config) if config.texts_per_latent > 1 else None,
         "distinct_valid": interval(distinct),

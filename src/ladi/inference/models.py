@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from ladi.arrays import Float, Int, Tensor
 from ladi.bundled import located
+from ladi.devices import default_device
 from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone
@@ -20,8 +22,12 @@ from ladi.tasks.blocks import before_block
 Model = Backbone | LatentReasoner | LatentAssistant
 
 
-def load_model(folder: str | Path) -> Model:
-    """The saved reasoner, assistant or language model at `folder` (or `assets/...`), ready for inference.
+Dtype = Literal["float32", "bfloat16"]
+
+
+def load_model(folder: str | Path, dtype: Dtype = "float32") -> Model:
+    """The saved reasoner, assistant or language model at `folder` (or `assets/...`), on the accelerator where there is
+    one, ready for inference.
 
     Raises:
         ValueError: if there is none.
@@ -29,12 +35,9 @@ def load_model(folder: str | Path) -> Model:
     path = Path(located(folder)) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
-    kind = json.loads(path.read_text()).get("model")
-    if kind == "LatentReasoner":
-        return LatentReasoner.from_pretrained(folder)
-    if kind == "LatentAssistant":
-        return LatentAssistant.from_pretrained(folder)
-    return Backbone.from_pretrained(folder).eval()
+    kinds = {"LatentReasoner": LatentReasoner, "LatentAssistant": LatentAssistant}
+    model: Model = kinds.get(json.loads(path.read_text()).get("model"), Backbone).from_pretrained(folder)
+    return model.to(default_device(), getattr(torch, dtype)).eval()
 
 
 @torch.no_grad()
@@ -59,7 +62,7 @@ def vae_texts(
     """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
     num_latents, most_blocks = latents.shape[1:3]
     asked = [question for question in questions for _ in range(num_latents)]
-    raw = reasoner.vae.restore(latents).flatten(0, 1)
+    raw = reasoner.vae.scale.restore(latents).flatten(0, 1)
     blocks: list[list[str]] = [[] for _ in asked]
     for k in range(most_blocks):
         before = [before_block(question, earlier) for question, earlier in zip(asked, blocks, strict=True)]

@@ -37,7 +37,7 @@ def denoising_texts(
     count = int(out.num_blocks[row, trajectory])
     x0 = predicted_x0(out.trajectories[row, trajectory, :count].cpu(), out.times)[:, frames(out.times)]
     by_block: list[list[str]] = []
-    for raw in reasoner.vae.restore(x0.to(out.latents.device)):
+    for raw in reasoner.vae.scale.restore(x0.to(out.latents.device)):
         before = before_block(question, [texts[-1] for texts in by_block])
         by_block.append(reasoner.vae.decode(raw, [before] * len(raw)))
     return [list(column) for column in zip(*by_block, strict=True)]

@@ -126,6 +126,19 @@ PUBLISHED = {
 """Sizes of models that presets name, from their public configurations: estimates need no network."""
 
 
+def _lm_config(config: BackboneConfig, vocab_size: int) -> Any:
+    if not config.name_or_path:
+        return _new_lm_config(config, vocab_size)
+    try:
+        return AutoConfig.from_pretrained(located(config.name_or_path), local_files_only=True)
+    except (OSError, ValueError) as error:
+        if config.name_or_path not in PUBLISHED:
+            raise ValueError(
+                f"no configuration of {config.name_or_path!r} is here; download it, or name a folder"
+            ) from error
+        return PUBLISHED[config.name_or_path]
+
+
 @dataclass(frozen=True)
 class LmShape:
     """Sizes of a language model."""
@@ -152,17 +165,7 @@ def lm_shape(config: BackboneConfig, vocab_size: int) -> LmShape:
     Raises:
         ValueError: if the configuration of a named model is neither here nor known.
     """
-    if not config.name_or_path:
-        lm_config: Any = _new_lm_config(config, vocab_size)
-    else:
-        try:
-            lm_config = AutoConfig.from_pretrained(located(config.name_or_path), local_files_only=True)
-        except (OSError, ValueError) as error:
-            if config.name_or_path not in PUBLISHED:
-                raise ValueError(
-                    f"no configuration of {config.name_or_path!r} is here; download it, or name a folder"
-                ) from error
-            lm_config = PUBLISHED[config.name_or_path]
+    lm_config = _lm_config(config, vocab_size)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(lm_config)
     head_dim = getattr(lm_config, "head_dim", None) or lm_config.hidden_size // lm_config.num_attention_heads
@@ -251,6 +254,17 @@ class Backbone(nn.Module):
             raise ValueError("a new backbone needs the characters of its texts; got an empty alphabet")
         tokenizer = character_tokenizer(alphabet)
         return cls(_new_lm(config, tokenizer), tokenizer)
+
+    @classmethod
+    def untrained(cls, config: BackboneConfig, alphabet: str) -> "Backbone":
+        """Random weights in the sizes that `config` gives or names, over the characters of `alphabet`: for timing.
+
+        Raises:
+            ValueError: if the configuration of a named model is neither here nor known.
+        """
+        tokenizer = character_tokenizer(alphabet)
+        lm_config = _lm_config(config, len(tokenizer))
+        return cls(AutoModelForCausalLM.from_config(lm_config, attn_implementation="sdpa"), tokenizer)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> "Backbone":

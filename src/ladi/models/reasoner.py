@@ -11,6 +11,7 @@ every velocity, in training as in sampling, comes from `velocity(context, x_t, t
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,11 +94,11 @@ class TimeEmbedding(nn.Module):
 class LatentReasoner(nn.Module):
     """Language model with a latent input, a velocity head and a stop head; latents are standardised throughout.
 
-    `vae`, where present, is the VAE of these latents: it decodes blocks to text and is saved with the reasoner, but its
-    weights are no parameters of the reasoner.
+    `vae`, where present, is the VAE of these latents, or the folder from which it is loaded when it is first asked for:
+    it decodes blocks to text and is saved with the reasoner, but its weights are no parameters of the reasoner.
     """
 
-    def __init__(self, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | None = None):
+    def __init__(self, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | Path | None = None):
         super().__init__()
         self.config, self.backbone = config, backbone
         width = backbone.width
@@ -106,17 +107,24 @@ class LatentReasoner(nn.Module):
         self.velocity_head = nn.Linear(width, config.latent_width)
         self.stop_head = nn.Linear(width, 1)
         self.null_question = nn.Parameter(torch.empty(width))
-        self._vae = [vae]  # a list hides it from nn.Module
+        self._vae: list[ThoughtVAE | Path | None] = [vae]  # a list hides it from nn.Module
 
     @property
     def vae(self) -> ThoughtVAE:
+        """The VAE, on the device of the reasoner.
+
+        Raises:
+            ValueError: if the reasoner has none.
+        """
         if self._vae[0] is None:
             raise ValueError("this reasoner was loaded without its VAE, which is needed to decode blocks to text")
-        return self._vae[0]
+        if isinstance(self._vae[0], Path):
+            self._vae[0] = ThoughtVAE.from_pretrained(self._vae[0])
+        return self._vae[0].to(self.backbone.device)
 
     @classmethod
     def from_backbone(
-        cls, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | None, seed: int = 0
+        cls, config: ReasonerConfig, backbone: Backbone, vae: ThoughtVAE | Path | None, seed: int = 0
     ) -> "LatentReasoner":
         """A reasoner that starts from `backbone` (not copied) with an untrained latent input and zero velocity."""
         reasoner = cls(config, backbone, vae)
@@ -294,8 +302,11 @@ class LatentReasoner(nn.Module):
         self.backbone.save_pretrained(folder / "backbone")
         heads = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("backbone.")}
         save_file(heads, folder / "heads.safetensors")
-        if self._vae[0] is not None:
-            self._vae[0].save_pretrained(folder / "vae")
+        vae, place = self._vae[0], folder / "vae"
+        if isinstance(vae, ThoughtVAE):
+            vae.save_pretrained(place)
+        elif vae is not None and vae.resolve() != place.resolve():
+            shutil.copytree(vae, place, dirs_exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"model": "LatentReasoner", **asdict(self.config)}, indent=2))
 
     @classmethod
@@ -310,7 +321,7 @@ class LatentReasoner(nn.Module):
         folder = Path(located(folder))
         config = read_config(folder, "LatentReasoner")
         places = [place for place in (folder / "vae", folder.parent / "vae") if (place / "heads.safetensors").is_file()]
-        vae = ThoughtVAE.from_pretrained(places[0]) if places else None
+        vae = places[0] if places else None
         reasoner = cls(ReasonerConfig(**config), Backbone.from_pretrained(folder / "backbone"), vae)
         load_heads(reasoner, folder, ("backbone.",))
         return reasoner.eval()

@@ -7,7 +7,7 @@ Where it `reads_context`, the question and the earlier blocks stand before the t
 what those leave open (a conditional VAE).
 
 Latents handed to other stages are standardised with the mean and standard deviation of the posterior over the
-training set, which are stored here: `standardise` and `restore` convert.
+training set, which are stored here: `scale` converts.
 """
 
 import copy
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -69,6 +70,33 @@ class Posterior(NamedTuple):
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch N D"]:
         noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
         return self.mean + (0.5 * self.log_var).exp() * noise
+
+
+class LatentScale(NamedTuple):
+    """Mean and standard deviation of raw latents over the training set, per latent and channel."""
+
+    mean: Float[Tensor, "N D"]
+    std: Float[Tensor, "N D"]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "LatentScale":
+        """That of a saved VAE, whose weights are not loaded.
+
+        Raises:
+            ValueError: if the folder holds no ThoughtVAE.
+        """
+        folder = Path(located(folder))
+        read_config(folder, "ThoughtVAE")
+        with safe_open(folder / "heads.safetensors", "pt") as file:
+            return cls(file.get_tensor("latent_mean"), file.get_tensor("latent_std"))
+
+    def standardise(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
+        """Raw latents -> mean 0, std 1 over the training set."""
+        return (z - self.mean.to(z.device)) / self.std.to(z.device)
+
+    def restore(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
+        """Standardised latents -> raw latents."""
+        return z * self.std.to(z.device) + self.mean.to(z.device)
 
 
 @dataclass(frozen=True)
@@ -187,13 +215,9 @@ class ThoughtVAE(nn.Module):
         metrics = {"loss/reconstruction": reconstruction, "loss/kl": kl, "vae/exact_sampled": exact}
         return reconstruction + beta_share * config.beta * kl, metrics
 
-    def standardise(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
-        """Raw latents -> mean 0, std 1 over the training set."""
-        return (z - self.latent_mean) / self.latent_std
-
-    def restore(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
-        """Standardised latents -> raw latents."""
-        return z * self.latent_std + self.latent_mean
+    @property
+    def scale(self) -> LatentScale:
+        return LatentScale(self.latent_mean, self.latent_std)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, encoder/, decoder/ (Hugging Face layout) and the heads and statistics as safetensors."""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ladi.arrays import Bool, Float, Int, Tensor, content_hash
 from ladi.bundled import located
+from ladi.devices import default_device
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
@@ -67,18 +68,20 @@ class DataConfig:
         return (step * batch_size + torch.arange(start, stop)) % self.num_train
 
 
-def precompute_latents(
-    vae: ThoughtVAE, vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64
-) -> "LatentCache":
+def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64) -> "LatentCache":
     """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
+
+    The VAE is loaded only if there is something to compute.
 
     Raises:
         ValueError: if `path` holds latents of another VAE or of other data, or is damaged.
         OSError: if it cannot be written.
     """
-    wanted = latents_fingerprint(Path(located(vae_dir)), data, max_blocks)
+    vae_dir = Path(located(vae_dir))
+    wanted = latents_fingerprint(vae_dir, data, max_blocks)
     if path.is_file():
         return LatentCache.load(path, wanted)
+    vae = ThoughtVAE.from_pretrained(vae_dir).to(default_device())
     config = vae.config
     shape = (data.num_train, max_blocks, config.num_latents, config.latent_width)
     mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)

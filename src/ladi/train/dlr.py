@@ -9,7 +9,6 @@ trains assistant and projection alone. L_GRPO is the clipped surrogate of `rl/ob
 densities, L_cl the contrastive term over all G, L_value fits the filter's regressor to the decoded rewards.
 """
 
-import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -41,7 +40,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, read_behind, score, text_log_probs, text_statistics
+from ladi.train.policy import Texts, optimise, read_behind, reference_of, score, text_log_probs, text_statistics
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 Filter = Literal["none", "random", "value"]
@@ -416,7 +415,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     assistant = LatentAssistant.from_pretrained(config.model_dir, config.main).train()
     if config.std:
         assistant.policy.log_std.data.fill_(math.log(config.std))
-    reference = copy.deepcopy(assistant.policy).requires_grad_(False) if config.policy.beta else None
+    reference = reference_of(assistant.policy, config.policy.beta)
     assistant.main.requires_grad_(config.train_main)
     assistant = optimise(
         config,

@@ -1,6 +1,5 @@
 """Token-level GRPO (arXiv:2402.03300) on the autoregressive model: the baseline, on the same loop and objective."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,16 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import (
+    TextReplay,
+    Texts,
+    optimise,
+    reference_of,
+    score,
+    text_log_probs,
+    text_statistics,
+    zero_loss,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -181,7 +189,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
     backbone = Backbone.from_pretrained(config.model_dir).train()
-    reference = copy.deepcopy(backbone).requires_grad_(False) if config.policy.beta else None
+    reference = reference_of(backbone, config.policy.beta)
     backbone = optimise(
         config,
         run_dir,

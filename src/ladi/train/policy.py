@@ -4,14 +4,16 @@ A rollout is made once for the whole batch of a step, by the weights of that mom
 optimizer steps; micro-batches are slices of it.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.devices import default_device
 from ladi.draws import Source, Streams
 from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone, compute_again
@@ -203,6 +205,14 @@ def optimise(
         treatment=treatment,
         by_layer=False,
     )
+
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def reference_of(model: Model, beta: float) -> Model | None:
+    """A frozen copy of `model` for the KL term of weight `beta`, where both will be in training; None for weight 0."""
+    return copy.deepcopy(model.to(default_device())).requires_grad_(False) if beta else None
 
 
 def zero_loss(model: torch.nn.Module) -> Tensor:

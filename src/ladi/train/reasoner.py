@@ -11,12 +11,13 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ladi.arrays import Bool, Float, Tensor
+from ladi.bundled import located
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
 from ladi.losses import masked_mean, token_cross_entropy, velocity_mse
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
-from ladi.models.vae import ThoughtVAE
+from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, Tokens, precompute_latents, tokenize_pairs
@@ -73,15 +74,15 @@ class Batch:
 
 
 def make_batch(
-    vae: ThoughtVAE,
+    scale: LatentScale,
     encoded: EncodedBlocks,
     tokens: tuple[Tokens, Tokens],
     target: str,
     generator: torch.Generator,
 ) -> Batch:
     """Standardised flow targets and clean context blocks from posteriors."""
-    sample = vae.standardise(encoded.sample(generator))
-    x0 = sample if target == "sample" else vae.standardise(encoded.mean)
+    sample = scale.standardise(encoded.sample(generator))
+    x0 = sample if target == "sample" else scale.standardise(encoded.mean)
     return Batch(*tokens, target=x0, context=sample, block_valid=encoded.valid)
 
 
@@ -137,8 +138,9 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
     )
 
 
-def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, config):
+def batches(reasoner: LatentReasoner, cache: LatentCache, config):
     """`batch_at` of stages 1 and 2: problems and cached latents of one slice of a step."""
+    scale = LatentScale.from_pretrained(config.vae_dir)
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         size = config.loop.batch_size
@@ -146,7 +148,7 @@ def batches(reasoner: LatentReasoner, vae: ThoughtVAE, cache: LatentCache, confi
         encoded = cache.rows(config.data.indices(step, size, start, stop), reasoner.backbone.device)
         tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
         return make_batch(
-            vae,
+            scale,
             encoded,
             tokens,
             config.loss.target,
@@ -160,24 +162,25 @@ def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
     config.data.check()
     run_dir = open_run(config.out_dir, config)
-    vae = ThoughtVAE.from_pretrained(config.vae_dir)
+    vae_dir = Path(located(config.vae_dir))
+    vae = ThoughtVAEConfig(**read_config(vae_dir, "ThoughtVAE"))
     shape = ReasonerConfig(
-        num_latents=vae.config.num_latents,
-        latent_width=vae.config.latent_width,
+        num_latents=vae.num_latents,
+        latent_width=vae.latent_width,
         max_blocks=config.max_blocks,
         max_answer_tokens=config.max_answer_tokens,
     )
     backbone = Backbone.from_pretrained(config.backbone_dir)
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
-    reasoner = LatentReasoner.from_backbone(shape, backbone, vae, config.loop.seed)
+    reasoner = LatentReasoner.from_backbone(shape, backbone, vae_dir, config.loop.seed)
     with loop.main_process_first():
-        cache = precompute_latents(vae, config.vae_dir, config.data, config.latents_path, config.max_blocks)
+        cache = precompute_latents(vae_dir, config.data, config.latents_path, config.max_blocks)
     reasoner = loop.run(
         config.loop,
         run_dir,
         reasoner,
-        batches(reasoner, vae, cache, config),
+        batches(reasoner, cache, config),
         lambda model, batch, generator: loss(model, batch, generator, config.loss),
         label="reasoner",
     )

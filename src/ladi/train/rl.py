@@ -7,7 +7,6 @@ latent. Both are improved by one clipped surrogate:
     L = alpha L_latent + (1 - alpha) L_text
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,7 +40,16 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import (
+    TextReplay,
+    Texts,
+    optimise,
+    reference_of,
+    score,
+    text_log_probs,
+    text_statistics,
+    zero_loss,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -461,7 +469,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
     reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
-    reference = copy.deepcopy(reasoner).requires_grad_(False) if config.policy.beta else None
+    reference = reference_of(reasoner, config.policy.beta)
     if config.lora_rank:
         reasoner.backbone.add_lora(config.lora_rank, config.loop.seed)
     reasoner = optimise(

@@ -134,14 +134,12 @@ def main(config: Config) -> Path:
     run_dir = open_run(config.out_dir, config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
     with loop.main_process_first():
-        cache = precompute_latents(
-            reasoner.vae, config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks
-        )
+        cache = precompute_latents(config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks)
     reasoner = loop.run(
         config.loop,
         run_dir,
         reasoner,
-        batches(reasoner, reasoner.vae, cache, config),
+        batches(reasoner, cache, config),
         lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
         label="rollout",
         by_layer=False,  # processes see different numbers of blocks

@@ -8,7 +8,7 @@ import torch
 from ladi.arrays import Tensor
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
-from ladi.models.vae import BlockTokens, ThoughtVAE, ThoughtVAEConfig
+from ladi.models.vae import BlockTokens, Posterior, ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
 from ladi.tasks.blocks import Block
@@ -52,30 +52,41 @@ def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Ten
     return vae.loss(batch.tokens, generator, batch.beta_share)
 
 
+def encoded(vae: ThoughtVAE, blocks: list[Block], at_once: int) -> Posterior:
+    """Posteriors of any number of blocks, `at_once` of them in a pass."""
+    parts = [vae.encode(vae.tokenize(blocks[i : i + at_once])) for i in range(0, len(blocks), at_once)]
+    return Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
 @torch.no_grad()
-def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, chunk: int = 2048) -> None:
+def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, at_once: int = 64) -> None:
     """Set `latent_mean` and `latent_std` to those of posterior samples, per latent and channel."""
-    samples = []
-    for first in range(0, len(blocks), chunk):
-        posterior = vae.encode(vae.tokenize(blocks[first : first + chunk]))
-        samples.append(posterior.sample(generator))
-    z = torch.cat(samples)
+    z = encoded(vae, blocks, at_once).sample(generator)
     vae.latent_mean.copy_(z.mean(0))
     vae.latent_std.copy_(z.std(0))
 
 
 @torch.no_grad()
 def reconstruction(
-    vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, noise_levels: tuple[float, ...]
+    vae: ThoughtVAE,
+    blocks: list[Block],
+    generator: torch.Generator,
+    noise_levels: tuple[float, ...],
+    at_once: int = 64,
 ) -> dict[str, float]:
     """Share of blocks decoded exactly: from the posterior mean, from a sample, and against added latent noise.
 
-    Noise is in units of each channel's standard deviation, added to the mean.
+    Noise is in units of each channel's standard deviation, added to the mean. `at_once` blocks are read in a pass.
     """
-    posterior, before = vae.encode(vae.tokenize(blocks)), [block.before for block in blocks]
+    posterior = encoded(vae, blocks, at_once)
 
     def exact(z: Tensor) -> float:
-        return sum(a == b.text for a, b in zip(vae.decode(z, before), blocks, strict=True)) / len(blocks)
+        right = 0
+        for i in range(0, len(blocks), at_once):
+            some = blocks[i : i + at_once]
+            texts = vae.decode(z[i : i + at_once], [block.before for block in some])
+            right += sum(text == block.text for text, block in zip(texts, some, strict=True))
+        return right / len(blocks)
 
     result = {"vae/exact_mean": exact(posterior.mean), "vae/exact_sample": exact(posterior.sample(generator))}
     for level in noise_levels:
@@ -109,8 +120,9 @@ def main(config: Config) -> Path:
     num_statistics = min(config.statistics_problems, config.data.num_train)
     store_statistics(vae, first_blocks(task, "train", num_statistics, block), generator)
     split = "validation" if "validation" in task.splits else "test"
+    saved = loop.save_final(vae, run_dir)
     held_out = first_blocks(task, split, config.gate_problems, block)
     if held_out and loop.is_main_process():
         report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
         write_json_atomic(run_dir / "reconstruction.json", report)
-    return loop.save_final(vae, run_dir)
+    return saved

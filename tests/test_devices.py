@@ -1,0 +1,101 @@
+"""Every stage and command on a pretend GPU: nothing is computed on the CPU, nothing is mixed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ladi import cli
+from ladi.inference.models import load_model
+from ladi.models.backbone import Backbone
+from ladi.models.reasoner import LatentReasoner
+from tests.pretend_device import PRETEND, place, pretend_device
+
+A = "assets/cd3_tiny"
+SHORT = "--data.num-train 16 --loop.batch-size 4 --loop.micro-batch-size 2 --loop.steps 2 --loop.checkpoint-every 2"
+LATENT = f"--model-dir {A}/stage1 --policy.num-latents 3 --policy.texts-per-latent 2 --policy.num-steps 3 {SHORT}"
+EVAL = "eval --num-questions 3 --num-samples 2 --ks 1 2 --sample.num-steps 2"
+COMMANDS = {
+    "sft": f"train sft --backbone.width 32 --backbone.num-layers 1 --backbone.num-heads 2 {SHORT}",
+    "sft_adamw": f"train sft --backbone.width 32 --backbone.num-layers 1 --backbone.num-heads 2 {SHORT} "
+    "--loop.optim.name adamw --loop.gradient-checkpointing",
+    "vae": f"train vae --backbone-dir {A}/ar --statistics-problems 16 --gate-problems 4 {SHORT}",
+    "reasoner": f"train reasoner --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
+    "reasoner_lora": f"train reasoner --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents {SHORT} "
+    "--lora-rank 2 --loss.hide-question 0.5 --loss.target sample",
+    "rollout": f"train rollout --reasoner-dir {A}/stage1 --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
+    "rl": f"train rl {LATENT}",
+    "rl_everything": f"train rl {LATENT} --policy.beta 0.1 --policy.guidance 0.3 --policy.num-iterations 2 "
+    "--policy.replay-steps 1 --policy.replay-copies 2 --policy.replay-texts 2",
+    "grpo": f"train grpo --model-dir {A}/ar --policy.num-generations 4 --policy.beta 0.1 {SHORT}",
+    "dlr_warmup": f"train dlr-warmup --preset dlr_cd3 --main {A}/ar --free-steps 1 --beta-warmup-steps 0 {SHORT}",
+    "dlr": f"train dlr --preset dlr_cd3 --model-dir WARM --policy.num-generations 4 --policy.num-decoded 2 "
+    f"--policy.filter value --policy.beta 0.1 --policy.gamma 0.1 {SHORT}",
+    "dlr_main": f"train dlr --preset dlr_cd3 --model-dir WARM --policy.num-generations 4 --policy.num-decoded 2 "
+    f"--policy.filter random --policy.contrast projected --policy.gamma 0.1 --policy.text-weight 1.0 "
+    f"--policy.temperature 1.0 --train-main {SHORT}",
+    "eval": f"{EVAL} --model-dir {A}/stage1 --latent-use-samples 2 --sample.guidance 0.3",
+    "eval_vae": f"{EVAL} --model-dir {A}/stage1 --readout vae --dtype bfloat16",
+    "eval_ar": f"{EVAL} --model-dir {A}/ar --sample.temperature 1.0 --latent-use-samples 0",
+    "eval_dlr": f"{EVAL} --preset dlr_cd3 --model-dir WARM --latent-use-samples 2",
+    "sample": "sample 19,35,44:60 --num-latents 2 --num-steps 2 --show-denoising",
+    "bench": "bench --copies 2 --batch-size 2 --repeats 1 --precision bf16",
+    "bench_rl": "bench rl --questions 1 --updates 1 --no-trl",
+}
+
+
+def run(monkeypatch, command: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["ladi", *command.split()])
+    cli.main()
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory) -> Path:
+    """A warm-started assistant, made on the CPU."""
+    folder = tmp_path_factory.mktemp("warm")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, f"{COMMANDS['dlr_warmup']} --out-dir {folder}")
+    return folder / "final"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_everything_is_computed_on_the_accelerator(name, warm, monkeypatch, tmp_path):
+    command = COMMANDS[name].replace("WARM", str(warm)).replace("OUT", str(tmp_path))
+    if command.startswith("train"):
+        command += f" --out-dir {tmp_path / 'run'}"
+    with pretend_device(monkeypatch) as operations:
+        run(monkeypatch, command)
+    assert operations.products["cuda"] > 100
+    assert operations.products["cpu"] == 0
+
+
+def test_the_vae_of_a_reasoner_is_where_the_reasoner_is(monkeypatch):
+    with pretend_device(monkeypatch):
+        reasoner = LatentReasoner.from_pretrained(f"{A}/rl")
+        assert reasoner.vae.queries.device.type == "cpu"
+        assert reasoner.to("cuda").vae.queries.device == PRETEND
+
+
+def test_a_model_left_behind_is_refused(monkeypatch):
+    """The pretence itself: inputs and weights in two places."""
+    with pretend_device(monkeypatch):
+        backbone = load_model(f"{A}/ar")
+        assert isinstance(backbone, Backbone)
+        ids = torch.zeros(1, 3, dtype=torch.long)
+        assert place(backbone.embed(ids.to("cuda"))) == PRETEND
+        with pytest.raises(RuntimeError, match="cpu"):
+            backbone.embed(ids)
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(3, device="cuda", generator=torch.Generator())
+
+
+def test_results_in_bfloat16_are_near_those_in_float32():
+    texts = []
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(f"{A}/rl", dtype)
+        assert isinstance(model, LatentReasoner)
+        assert model.backbone.lm.dtype == getattr(torch, dtype)
+        texts.append(model.generate(["19,35,44:60", "7,12,30:49"], num_latents=8, num_steps=10).texts)
+    same = [a == b for rows in zip(*texts, strict=True) for a, b in zip(*rows, strict=True)]
+    assert sum(same) >= 12
