@@ -109,6 +109,28 @@ def test_eval_writes_the_promised_record(trained, monkeypatch, tmp_path, readout
     assert "distinct_valid" in record
 
 
+def test_eval_writes_what_the_report_draws_of_denoising(trained, monkeypatch, tmp_path):
+    sizes = ["--num-questions", "2", "--num-samples", "2", "--ks", "1", "--sample.num-steps", "2"]
+    for name in ("rollout", "sft"):
+        args = [
+            *sizes,
+            "--model-dir",
+            trained / name / "final",
+            "--denoising",
+            tmp_path / name / "eval" / "denoising.json",
+        ]
+        if name == "sft":
+            with pytest.raises(SystemExit):
+                ladi(monkeypatch, "eval", *args)
+        else:
+            ladi(monkeypatch, "eval", *args)
+    assert not (tmp_path / "sft").exists()
+    ladi(monkeypatch, "report", tmp_path / "rollout", "--out", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "Puzzles being denoised" in page
+    assert "Latents of one question" in page
+
+
 def test_eval_of_the_token_level_model(trained, monkeypatch, tmp_path):
     args = [
         "--model-dir",

@@ -256,6 +256,30 @@ def test_a_run_has_the_colour_of_the_label_its_model_was_evaluated_with(tmp_path
     }
 
 
+def test_methods_stand_beside_each_other_with_their_costs(tmp_path):
+    policies = {
+        "rl": {"num_latents": 16, "texts_per_latent": 5},
+        "dlr": {"num_generations": 32, "num_decoded": 6},
+        "grpo": {"num_generations": 80},
+    }
+    runs = [write_run(tmp_path / name) for name in (*policies, "sft")]
+    for run in runs:
+        policy = {"policy": policies[run.name]} if run.name in policies else {}
+        (run / "config.json").write_text(json.dumps({**policy, "loop": {"batch_size": 24}}))
+        lines = [
+            {"step": i, "time/step_s": 1.0 + i, **({"main/forwards": 7.0} if run.name == "dlr" else {})} for i in (0, 1)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = build_report(runs, tmp_path / "r.html").read_text()
+    section = page.split("<section id='methods'>")[1].split("</section>")[0]
+    rows = [row.split("</tr>")[0] for row in section.split("<tr>")[2:]]
+    costs = {"rl": "1920 texts, 1.5&nbsp;s", "dlr": "144 texts, 1.5&nbsp;s, 7 passes", "grpo": "1920 texts, 1.5&nbsp;s"}
+    assert len(rows) == 3
+    for row, (name, cost) in zip(rows, costs.items(), strict=True):
+        assert f">{name}<" in row
+        assert cost in row
+
+
 def test_accuracy_is_drawn_against_diversity_over_training(tmp_path):
     run = write_run(tmp_path / "rl")
     lines = [

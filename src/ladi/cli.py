@@ -17,7 +17,7 @@ from ladi import bench, bench_rl, doctor, quickstart
 from ladi.bundled import resolve
 from ladi.inference.evaluate import evaluate
 from ladi.inference.models import Dtype, load_model
-from ladi.inference.sample import denoising_texts, frames
+from ladi.inference.sample import denoising_record, denoising_texts, frames
 from ladi.models.assistant import LatentAssistant
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
@@ -90,17 +90,34 @@ def train(args: list[str]) -> None:
 
 
 def run_eval(args: list[str]) -> None:
-    """`ladi eval --preset NAME [--model-dir DIR] [--json FILE]`: print the table; write the record to FILE."""
+    """`ladi eval --preset NAME [--model-dir DIR] [--json FILE] [--denoising FILE]`.
+
+    Prints the table and writes the record to FILE; `--denoising` writes what `ladi report` draws of denoising, of the
+    first three questions, which it finds as `eval/denoising.json` in a run's folder.
+    """
     preset, rest = take_preset(args)
     json_path, rest = take(rest, "--json", "")
+    denoising_path, rest = take(rest, "--denoising", "")
     config = configured(preset_named(preset)().eval, rest, "ladi eval")
     config = replace(config, model_dir=resolve(config.model_dir))
+    model = load_model(config.model_dir, config.dtype)
+    if denoising_path and not isinstance(model, LatentReasoner):
+        raise ValueError(f"{config.model_dir} is no reasoner: nothing is denoised; leave --denoising out")
     with eval_progress(console) as progress:
-        record = evaluate(config, progress=progress)
+        record = evaluate(config, model, progress)
     console.print(eval_table([record]))
     if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(Path(json_path), record)
+        write_record(Path(json_path), record)
+    if denoising_path and isinstance(model, LatentReasoner):
+        problems = [config.task.problem(config.split, i) for i in range(min(3, config.num_questions))]
+        shown = denoising_record(model, config.task, problems, config.sample, config.seed)
+        write_record(Path(denoising_path), shown)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, and the folder it belongs to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, record)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,7 @@ def reinforce(config: Config, pipeline: Pipeline, models: dict[str, Path], conso
 
 LIVE_COLUMNS = {
     "reward": "reward/mean",
+    "pass@1": "rollout/pass@1",
     "solved": "rollout/pass@group",
     "distinct": "rollout/distinct_correct",
     "entropy": "text/entropy",

@@ -29,6 +29,7 @@ def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi re
         sections.distinct_section(evaluations, index_of),
         sections.sweep_section(evaluations, index_of),
         sections.latent_section(evaluations, index_of),
+        sections.methods_section(runs),
         sections.rl_section(runs, evaluations, index_of),
         sections.loss_section(runs),
         sections.pca_section(runs),

@@ -178,6 +178,63 @@ def rl_section(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of:
     return Section("rl", "Reinforcement learning", lead, body)
 
 
+METHODS = {
+    "LaDi-RL": (
+        "the velocity of thought latents and the text head, by policy gradient through the sampler's noise",
+        "to raise pass@1 while keeping many ways of solving",
+    ),
+    "DLR": (
+        "an assistant's latent policy and its projection; the main model stays frozen",
+        "to improve a large model without touching it",
+    ),
+    "token GRPO": ("the token model", "to raise pass@1 only"),
+}
+"""Method -> what it trains, and when to choose it."""
+
+
+def method(run: Run) -> str | None:
+    """The reinforcement learning that a run's settings describe, and None for other stages."""
+    policy = run.config.get("policy", {})
+    if "texts_per_latent" in policy:
+        return "LaDi-RL"
+    if "num_decoded" in policy:
+        return "DLR"
+    return "token GRPO" if "num_generations" in policy else None
+
+
+def texts_per_update(run: Run) -> int:
+    """Texts that an update samples and judges."""
+    policy, questions = run.config["policy"], run.config["loop"]["batch_size"]
+    if "texts_per_latent" in policy:
+        return questions * policy["num_latents"] * policy["texts_per_latent"]
+    return questions * policy.get("num_decoded", policy["num_generations"])
+
+
+def methods_section(runs: Sequence[Run]) -> Section | None:
+    """What each method of reinforcement learning among the runs trains and costs, and when to choose it."""
+    rows = []
+    for run in runs:
+        name = method(run)
+        if name is None or not run.metrics.get("time/step_s"):
+            continue
+        trains, choose = METHODS[name]
+        if name == "DLR" and run.config.get("train_main"):
+            trains = "an assistant's latent policy, its projection, and the main model"
+        seconds, passes = (mean_of(run, key) for key in ("time/step_s", "main/forwards"))
+        cost = [f"{texts_per_update(run)} texts", f"{seconds:.2g}&nbsp;s"]
+        cost += [f"{passes:,.0f} passes of the main model"] if passes is not None else []
+        rows.append([html.escape(run.name), name, trains, ", ".join(cost), choose])
+    lead = "Costs are means over the run's updates, sampling and judging included."
+    titles = ["run", "method", "trains", "an update costs", "choose it"]
+    return Section("methods", "What was trained, and what it cost", lead, table(titles, rows, "text")) if rows else None
+
+
+def mean_of(run: Run, key: str) -> float | None:
+    """A metric's mean over the run; None where it is not logged."""
+    values = [value for _, value in run.metrics.get(key, [])]
+    return sum(values) / len(values) if values else None
+
+
 def run_colors(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of: dict[str, int]) -> dict[int, Run]:
     """Each run under the colour of the label that its model was evaluated with, or else under one of its own."""
     colors: dict[int, Run] = {}
