@@ -57,5 +57,5 @@ def test_the_code_preset_of_ladi_rl_holds_the_paper_s_settings():
     assert (p.vae.vae.num_latents, p.vae.vae.block, p.reasoner.max_blocks) == (64, "whole", 1)
     assert (p.rl.policy.num_latents, p.rl.policy.texts_per_latent) == (16, 5)
     assert (p.rl.policy.num_steps, p.eval.sample.num_steps) == (10, 30)
-    assert (p.rl.policy.alpha, p.rl.policy.guidance) == (0.9, 0.8)
+    assert (p.rl.policy.alpha, p.rl.policy.guidance / p.rl.policy.num_steps) == (0.9, 0.8)
     assert p.eval.model_dir == p.rl.out_dir / "final"

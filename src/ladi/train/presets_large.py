@@ -53,7 +53,13 @@ LADIR_8B = Sizes(
     rl_questions=16,
     rl_micro_batch_size=1,
     policy=PolicyConfig(
-        num_latents=16, texts_per_latent=5, num_steps=10, alpha=0.9, guidance=0.8, replay_copies=16, replay_texts=4
+        num_latents=16,
+        texts_per_latent=5,
+        num_steps=10,
+        alpha=0.9,
+        guidance=0.8 * 10,  # the paper's 0.8 is added once a step, ours is a rate over the time of all ten
+        replay_copies=16,
+        replay_texts=4,
     ),
 )
 """LaDiR on MATH; the other presets of LaDiR say what differs."""
