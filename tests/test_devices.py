@@ -40,7 +40,7 @@ COMMANDS = {
     "eval_ar": f"{EVAL} --model-dir {A}/ar --sample.temperature 1.0 --latent-use-samples 0",
     "eval_dlr": f"{EVAL} --preset dlr_cd3 --model-dir WARM --latent-use-samples 2",
     "sample": "sample 19,35,44:60 --num-latents 2 --num-steps 2 --show-denoising",
-    "bench": "bench --copies 2 --batch-size 2 --repeats 1 --precision bf16",
+    "bench": "bench --copies 2 --batch-size 2 --repeats 1 --precision bf16 --question-tokens 5 --answer-tokens 4",
     "bench_rl": "bench rl --questions 1 --updates 1 --no-trl",
 }
 

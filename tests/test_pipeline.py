@@ -203,6 +203,7 @@ def test_latents_of_another_vae_are_refused(trained, monkeypatch, capsys, tmp_pa
         (["eval", "--model-dir", "nowhere"], "no folder nowhere"),
         (["sample", "1,2,3:6", "--model-dir", "nowhere"], "no folder nowhere"),
         (["bench", "--preset", "cd9"], "unknown preset 'cd9'"),
+        (["bench", "--question-tokens", "5"], "answer_tokens (0) go together"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, said):

@@ -17,6 +17,7 @@ from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
 from ladi.rundir import provenance, write_json_atomic
+from ladi.train.pipeline import Pipeline
 from ladi.train.presets import preset_named
 from ladi.train.reasoner import Batch, loss
 
@@ -29,12 +30,23 @@ class Config:
     copies: int = 16
     """R: noisy copies that share one context."""
     batch_size: int = 64
+    question_tokens: int = 0
+    """Length of made-up questions, for which no data is read; 0 takes the task's questions and answers."""
+    answer_tokens: int = 0
+    """Length of made-up answers."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast, as in training."""
     repeats: int = 7
     """Timed runs of each; the median is reported."""
     json: str = ""
     """File for the numbers; empty prints the table only."""
+
+    def __post_init__(self):
+        if (self.question_tokens > 0) != (self.answer_tokens > 0):
+            raise ValueError(
+                f"question_tokens ({self.question_tokens}) and answer_tokens ({self.answer_tokens}) go together; "
+                "set both"
+            )
 
 
 def median_s(run: Callable[[], object], repeats: int) -> float:
@@ -66,12 +78,13 @@ def main(config: Config, console: Console) -> dict[str, float]:
     """
     pipeline, device = preset_named(config.preset)(Path("unused")), default_device()
     vae = pipeline.vae.vae
-    backbone = Backbone.untrained(pipeline.sft.backbone, alphabet(pipeline.sft.data.task))
+    letters = "1" if config.question_tokens else alphabet(pipeline.sft.data.task)
+    backbone = Backbone.untrained(pipeline.sft.backbone, letters)
     shape = ReasonerConfig(
         num_latents=vae.num_latents, latent_width=vae.latent_width, max_blocks=pipeline.reasoner.max_blocks
     )
     reasoner = LatentReasoner.from_backbone(shape, backbone, None).to(device)
-    batch = random_batch(reasoner, pipeline, config.batch_size)
+    batch = random_batch(reasoner, pipeline, config)
     generator = torch.Generator().manual_seed(0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
@@ -118,15 +131,19 @@ def main(config: Config, console: Console) -> dict[str, float]:
     return result
 
 
-def random_batch(reasoner: LatentReasoner, pipeline, batch_size: int) -> Batch:
-    """Real texts of the preset's task with random latents."""
-    data, blocks = pipeline.sft.data, pipeline.reasoner.max_blocks
-    problems = [data.task.problem("train", i) for i in range(batch_size)]
-    shape, device = (batch_size, blocks), reasoner.backbone.device
+def random_batch(reasoner: LatentReasoner, pipeline: Pipeline, config: Config) -> Batch:
+    """Texts of the preset's task, or of the lengths asked for, with random latents."""
+    task, size, blocks = pipeline.sft.data.task, config.batch_size, pipeline.reasoner.max_blocks
+    if config.question_tokens:
+        questions, answers = ["1" * config.question_tokens] * size, ["1" * config.answer_tokens] * size
+    else:
+        problems = [task.problem("train", i) for i in range(size)]
+        questions, answers = [p.question for p in problems], [p.answer for p in problems]
+    shape, device = (size, blocks), reasoner.backbone.device
     latents = torch.randn(*shape, reasoner.config.num_latents, reasoner.config.latent_width, device=device)
     return Batch(
-        question=reasoner.backbone.tokenize([p.question for p in problems], side="left"),
-        answer=reasoner.backbone.tokenize([p.answer for p in problems], add_eos=True),
+        question=reasoner.backbone.tokenize(questions, side="left"),
+        answer=reasoner.backbone.tokenize(answers, add_eos=True),
         target=latents,
         context=latents,
         block_valid=torch.ones(shape, dtype=torch.bool, device=device),

@@ -44,8 +44,8 @@ class SampleConfig:
     initial_noise: float = 1.0
     """sigma_0: standard deviation of the latents at t = 1; for DLR's assistant, the scale of its policy's noise."""
     guidance: float = 0.0
-    """gamma_max of the repulsion between the trajectories of a question, a rate over time from 1 to 0; 0 means none. The
-    papers' gamma, which they add once a step, is this divided by `num_steps`."""
+    """gamma_max of the repulsion between the trajectories of a question, a rate over time from 1 to 0; 0 means none.
+    The papers' gamma, which they add once a step, is this divided by `num_steps`."""
     bandwidth: Literal["median", "median_over_log_n"] = "median"
     """Of the repulsion."""
     guidance_scale: float = 1.0
