@@ -195,6 +195,17 @@ def test_the_installed_command_lists_its_commands():
     assert "ladi quickstart" in done.stdout
 
 
+def test_a_reward_of_the_working_folder_is_found_where_python_does_not_look_there(tmp_path):
+    (tmp_path / "my_rewards.py").write_text("def five(questions, texts, **columns):\n    return [5.0] * len(texts)\n")
+    small = "--loop.steps 1 --loop.batch-size 2 --loop.micro-batch-size 2 --policy.num-generations 2"
+    model = f"--model-dir assets/cd3_tiny/ar --policy.max-completion-length 4 --out-dir {tmp_path}/run"
+    args = f"train grpo --preset cd3_tiny {model} {small} --reward.functions my_rewards:five"
+    line = [sys.executable, "-P", "-m", "ladi.cli", *args.split()]  # -P: as the installed script, without the folder
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["reward/mean"] == 5
+
+
 def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
     root, main = tmp_path, trained / "sft" / "final"
     small = ["--loop.steps", "2", "--loop.batch-size", "4", "--loop.micro-batch-size", "4"]

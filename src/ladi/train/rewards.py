@@ -28,7 +28,8 @@ class RewardConfig:
     """Where rewards come from."""
 
     functions: tuple[str, ...] = ()
-    """`module:function` names of your own rewards; empty takes the task's verifier: 1 if correct, else 0."""
+    """`module:function` names of your own rewards, also of modules in the working folder; empty takes the task's
+    verifier: 1 if correct, else 0."""
     weights: tuple[float, ...] = ()
     """One for each function; empty means 1 each."""
     time_limit: float = 60.0
