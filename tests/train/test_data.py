@@ -1,13 +1,18 @@
-"""What a stage says of its data before it trains."""
+"""What a stage says of its data before it trains, and which data cached latents belong to."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ladi.bundled import ASSETS
+from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
+from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, latents_fingerprint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MATH_PATH = str(FIXTURES / "math500_test.jsonl")
@@ -28,3 +33,29 @@ def test_an_endless_task_is_not_read_through(capsys):
 def test_too_few_problems_are_refused():
     with pytest.raises(ValueError, match="num_train is 9, but the task has 8"):
         DataConfig(task=Gsm8k(path=str(FIXTURES)), num_train=9).check()
+
+
+def fingerprint(task: TaskConfig, num_train: int) -> str:
+    read_rows.cache_clear()  # as in another process
+    split_rows.cache_clear()
+    return latents_fingerprint(ASSETS / "cd3_tiny" / "vae", DataConfig(task=task, num_train=num_train), 2)
+
+
+def test_cached_latents_belong_to_the_texts_of_a_file_and_not_to_its_name(tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"question": f"{i}+1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = Jsonl(path=path)
+    before = fingerprint(task, 10)
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    assert fingerprint(task, 10) == before
+    for row in rows:
+        row["steps"] = [*row["steps"], "done"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert fingerprint(task, 10) != before
+
+
+def test_latents_of_the_generated_puzzles_that_are_kept_somewhere_stay_valid():
+    """What the bundled models' caches are named by."""
+    kept = "71dad6f8bcc2b7f8021dbb3bc5c195d16f027ba99612a72ead4c87b6a7bcc330"
+    assert fingerprint(Countdown(size=3, max_input=50), 300_000) == kept

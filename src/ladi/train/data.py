@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -100,8 +101,15 @@ def precompute_latents(
 
 
 def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str:
-    """Names the VAE's files and the training set that cached latents belong to."""
-    text = json.dumps([folder_fingerprint(vae_dir), asdict(data), max_blocks], sort_keys=True, default=str)
+    """Names the VAE's files and the training set that cached latents belong to.
+
+    Of a finite task its texts count too: a file may hold other problems under the same name.
+    """
+    parts: list[Any] = [folder_fingerprint(vae_dir), asdict(data), max_blocks]
+    if data.task.num_problems("train") is not None:
+        problems = (data.task.problem("train", i) for i in range(data.num_train))
+        parts.append([(problem.question, problem.steps) for problem in problems])
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
