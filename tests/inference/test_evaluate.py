@@ -89,3 +89,10 @@ def test_latent_settings_are_refused_for_a_token_level_model(backbone):
     config = settings(texts_per_latent=2, sample=SampleConfig(temperature=1.0))
     with pytest.raises(ValueError, match="has no latents"):
         evaluate(config, backbone)
+
+
+def test_greedy_samples_of_a_token_level_model_are_refused_unless_there_is_one(backbone):
+    with pytest.raises(ValueError, match=r"num_samples is 6: use --sample\.temperature 1, or --num-samples 1 --ks 1"):
+        evaluate(settings(), backbone)
+    record = evaluate(settings(num_samples=1, ks=(1,)), backbone)
+    assert record["distinct_valid"]["value"] == record["pass@k"]["1"]["value"]

@@ -207,13 +207,18 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     """The record that `ladi eval --json` writes: pass@k, distinct valid solutions, latent use, cost, provenance.
 
     Raises:
-        ValueError: if the readout does not fit the model or the task.
+        ValueError: if the readout or the samples do not fit the model, or the readout the task.
     """
     model = load_model(config.model_dir) if model is None else model
     is_ar = isinstance(model, Backbone)
     if is_ar and (config.readout == "vae" or config.latent_use_samples or config.texts_per_latent > 1):
         raise ValueError(
             "a token-level model has no latents: use readout text, latent_use_samples 0 and texts_per_latent 1"
+        )
+    if is_ar and config.sample.temperature == 0 and config.num_samples > 1:
+        raise ValueError(
+            f"a token-level model writes one text at temperature 0, and num_samples is {config.num_samples}: use "
+            "--sample.temperature 1, or --num-samples 1 --ks 1"
         )
     if config.readout == "vae" and isinstance(model, LatentAssistant):
         raise ValueError("an assistant's latents are read by its main model: use readout text")
