@@ -96,3 +96,20 @@ def test_greedy_samples_of_a_token_level_model_are_refused_unless_there_is_one(b
         evaluate(settings(), backbone)
     record = evaluate(settings(num_samples=1, ks=(1,)), backbone)
     assert record["distinct_valid"]["value"] == record["pass@k"]["1"]["value"]
+
+
+def test_texts_of_a_token_level_model_are_as_long_as_asked(backbone, reasoner, monkeypatch):
+    seen = []
+
+    def watched(task, problems, texts, whole):
+        seen.append(max(len(text) for row in texts for text in row))
+        return judge(task, problems, texts, whole)
+
+    monkeypatch.setattr(evaluation, "judge", watched)
+    sample = SampleConfig(num_steps=2, temperature=1.0)
+    records = [evaluate(settings(max_text_tokens=length, sample=sample), backbone) for length in (5, 30)]
+    assert 0 < seen[0] <= 5 < seen[1] <= 30  # a character is a token, and a random model seldom ends a text
+    assert [record["max_text_tokens"] for record in records] == [5, 30]
+    record = evaluate(settings(max_text_tokens=1, sample=sample), reasoner)
+    assert record["max_text_tokens"] is None
+    assert 1 < seen[2] <= 8

@@ -39,6 +39,8 @@ class EvalConfig:
     texts_per_latent: int = 1
     """Texts read from each latent; above 1 the record also has pass@k over latents and within a latent."""
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    max_text_tokens: int = 128
+    """Longest text of a token-level model; a reasoner and an assistant have their own limit, `max_answer_tokens`."""
     readout: Literal["text", "vae"] = "text"
     """Read the LM head's answer, or the VAE decoder's text of the blocks."""
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -51,6 +53,8 @@ class EvalConfig:
     """Texts decoded together; bounds memory."""
 
     def __post_init__(self):
+        if self.max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
         if max(self.ks) > self.num_samples:
             raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
         if self.texts_per_latent < 1 or self.num_samples % self.texts_per_latent:
@@ -102,11 +106,7 @@ def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]],
 
 
 def run_samples(
-    model: Model,
-    problems: Sequence[Problem],
-    config: EvalConfig,
-    progress: Progress | None = None,
-    max_answer_tokens: int = 128,
+    model: Model, problems: Sequence[Problem], config: EvalConfig, progress: Progress | None = None
 ) -> Judged:
     """Sample and judge `config.num_samples` texts for every problem."""
     texts, verdicts, processed, main_cost = [], [], 0, MainCost()
@@ -117,7 +117,7 @@ def run_samples(
         questions = [p.question for p in chunk]
         if isinstance(model, Backbone):
             new, tokens = sample_ar(
-                model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, of_texts
+                model, questions, config.num_samples, config.max_text_tokens, config.sample.temperature, of_texts
             )
         else:
             num_latents = config.num_samples // config.texts_per_latent
@@ -241,6 +241,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "split": config.split,
         "num_questions": config.num_questions,
         "num_samples": config.num_samples,
+        "max_text_tokens": config.max_text_tokens if is_ar else None,
         "readout": config.readout,
         "num_steps": config.sample.num_steps if isinstance(model, LatentReasoner) else 0,
         "guidance": config.sample.guidance,

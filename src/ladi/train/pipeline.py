@@ -186,6 +186,10 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.dlr_lr)),
         ),
         eval=EvalConfig(
-            model_dir=root / "rollout" / "final", task=sizes.task, sample=SampleConfig(), latent_use_samples=8
+            model_dir=root / "rollout" / "final",
+            task=sizes.task,
+            max_text_tokens=max(128, longest),
+            sample=SampleConfig(),
+            latent_use_samples=8,
         ),
     )
