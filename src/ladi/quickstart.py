@@ -112,7 +112,7 @@ def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, con
         ks=ks,
         max_text_tokens=pipeline.eval.max_text_tokens,
         sample=SampleConfig(num_steps=config.num_steps, temperature=0.0 if is_latent else 1.0),
-        latent_use_samples=4 if is_latent else 0,
+        latent_use_samples=4 if is_latent and config.num_questions > 1 else 0,
         label=label,
         seed=config.seed,
     )

@@ -57,6 +57,11 @@ class EvalConfig:
             raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
         if max(self.ks) > self.num_samples:
             raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
+        if self.latent_use_samples and self.num_questions == 1:
+            raise ValueError(
+                "latents are shuffled across questions: latent_use_samples above 0 needs num_questions 2 or more; or "
+                "set latent_use_samples 0"
+            )
         if self.texts_per_latent < 1 or self.num_samples % self.texts_per_latent:
             raise ValueError(
                 f"num_samples ({self.num_samples}) must be a multiple of texts_per_latent ({self.texts_per_latent})"
@@ -91,6 +96,13 @@ def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]
     """Consecutive pieces of `problems`."""
     for first in range(0, len(problems), size):
         yield problems[first : first + size]
+
+
+def chunks_of_several(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+    """The same, but a last problem that would stand alone joins the piece before it."""
+    firsts = range(0, len(problems) - 1, size)
+    for first in firsts:
+        yield problems[first:] if first == firsts[-1] else problems[first : first + size]
 
 
 def streams(config: EvalConfig, first: int, count: int) -> Streams:
@@ -152,10 +164,8 @@ def latent_use(
     """
     per_question = config.latent_use_samples
     shares: dict[str, list[float]] = {"intact": [], "zeroed": [], "shuffled": [], "noise": []}
-    size = max(2, config.rows_at_once // per_question)
-    for first in range(0, len(problems), size):
-        chunk = problems[first : first + size]
-        source = streams(config, first, len(chunk))
+    for chunk in chunks_of_several(problems, max(2, config.rows_at_once // per_question)):
+        source = streams(config, len(shares["intact"]), len(chunk))
         questions = [p.question for p in chunk]
         drawn = draw(model, questions, per_question, config.sample, source.child(LATENTS))
         latents, num_blocks = drawn.latents, drawn.num_blocks
