@@ -27,6 +27,8 @@ from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
 
+SAMPLE = 1000
+"""Training problems of an endless task on which lengths are checked."""
 Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
 
 
@@ -58,6 +60,13 @@ class DataConfig:
                     flush=True,
                 )
 
+    def sample(self) -> list[Problem]:
+        """Training problems that lengths are checked on: all of a finite task, the first of an endless one."""
+        is_endless = self.task.num_problems("train") is None
+        return [
+            self.task.problem("train", i) for i in range(min(SAMPLE, self.num_train) if is_endless else self.num_train)
+        ]
+
     def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of the batch of one step."""
         first = step * batch_size
@@ -66,6 +75,28 @@ class DataConfig:
     def indices(self, step: int, batch_size: int, start: int, stop: int) -> Int[Tensor, " B"]:
         """Their positions in the training set."""
         return (step * batch_size + torch.arange(start, stop)) % self.num_train
+
+
+def num_tokens(backbone: Backbone, texts: Sequence[str], chunk: int = 1000) -> list[int]:
+    """Tokens of each text, without `<eos>`."""
+    pieces = (backbone.tokenize(texts[i : i + chunk])[1].sum(1) for i in range(0, len(texts), chunk))
+    return [count for piece in pieces for count in piece.tolist()]
+
+
+def check_lengths(
+    what: str, texts: Sequence[str], lengths: Sequence[int], unit: str, longest_allowed: int, flag: str
+) -> None:
+    """Raise if some of `what` (such as answers) are longer than what the model will write.
+
+    Raises:
+        ValueError: with how many are, the longest of them, and the flag that lets them all in.
+    """
+    num_longer, longest = sum(length > longest_allowed for length in lengths), max(lengths)
+    if num_longer:
+        raise ValueError(
+            f"{num_longer} of {len(lengths)} {what} have more than {longest_allowed} {unit}, the longest {longest}: "
+            f"{texts[lengths.index(longest)][:60]!r}; set {flag} {longest}, or leave these problems out"
+        )
 
 
 def precompute_latents(

@@ -13,7 +13,7 @@ from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
 from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, check_lengths, num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,18 @@ def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[B
 
 
 def main(config: Config) -> Path:
-    """Train, store latent statistics, report reconstruction; save `final/` and return its path."""
+    """Train, store latent statistics, report reconstruction; save `final/` and return its path.
+
+    Raises:
+        ValueError: before training, if a block has more than `vae.max_block_tokens` tokens and would always be cut.
+    """
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
+    texts = [b.text for problem in config.data.sample() for b in blocks_of(problem, block, task.step_separator)]
+    lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
+    check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens")
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, config.loop.batch_size, start, stop)
