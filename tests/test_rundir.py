@@ -1,3 +1,5 @@
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +48,55 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (folder / "a" / "b").write_text((folder / "a").write_text("2") and "fails: a is a file")
     assert (final / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
+def write(final: Path, text: str, monkeypatch, killed_at: int = 0) -> int:
+    """Replace a folder of two files; as a process would that dies before its `killed_at`-th rename or removal, and so
+    does nothing after it either. Returns how many there were."""
+    count = 0
+
+    def counted(call):
+        def counted_call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if killed_at and count >= killed_at:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return counted_call
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        for name in ("rename", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        with rundir.atomic_dir(final) as folder:
+            for name in ("a", "b"):
+                (folder / name).write_text(text)
+    return count
+
+
+def test_a_folder_that_is_replaced_is_there_whole_wherever_the_process_is_killed(tmp_path, monkeypatch):
+    def texts(final: Path) -> list[str]:
+        return [path.read_text() for path in sorted(final.iterdir())]
+
+    write(tmp_path / "final", "old", monkeypatch)
+    number = write(tmp_path / "final", "new", monkeypatch)
+    assert number >= 3 + 3  # three renames; two files and a folder removed
+    for killed_at in range(1, number + 1):
+        final = tmp_path / str(killed_at) / "final"
+        final.parent.mkdir()
+        write(final, "old", monkeypatch)
+        write(final, "new", monkeypatch, killed_at)
+        aside = final.with_name(".old-final")
+        assert texts(final if final.exists() else aside) in (["old"] * 2, ["new"] * 2)
+        assert not aside.exists() or texts(aside) == ["old"] * 2
+        with pytest.raises(ZeroDivisionError), rundir.atomic_dir(final):
+            _ = 1 / 0
+        assert texts(final) in (["old"] * 2, ["new"] * 2)
+        assert list(final.parent.iterdir()) == [final]
 
 
 def test_half_written_checkpoints_are_not_seen(tmp_path):

@@ -62,9 +62,16 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_dir(final: Path) -> Iterator[Path]:
-    """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises."""
-    partial = final.with_name(f".tmp-{final.name}")
+    """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises.
+
+    What `final` was before is moved aside, whole, until then; if the process is killed in between, the next write puts
+    it back first.
+    """
+    partial, old = final.with_name(f".tmp-{final.name}"), final.with_name(f".old-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
+    if old.exists():
+        old.rename(partial if final.exists() else final)
+        shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(final):
             partial.mkdir(parents=True)
@@ -74,8 +81,10 @@ def atomic_dir(final: Path) -> Iterator[Path]:
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(old)
             partial.rename(final)
+            if old.exists():
+                old.rename(partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
