@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +120,14 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
 
 def test_provenance_says_what_a_number_must_stand_beside():
     assert {"command", "commit", "machine", "torch"} <= set(rundir.provenance())
+
+
+def test_a_recorded_command_can_be_repeated(monkeypatch):
+    args = ["eval", "--label", "AR SFT, T = 0.7", "--json", "it's.json", "--data.task.settings", '{"max_animals": 5}']
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ladi", *args])
+    line = rundir.provenance()["command"].replace("ladi", "printf '%s\\n'", 1)
+    shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == args
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):

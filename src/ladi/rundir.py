@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def provenance() -> dict[str, str]:
     if commit and _output("git", "status", "--porcelain", "--untracked-files=no"):
         commit += "+changes"
     return {
-        "command": "ladi " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["ladi", *sys.argv[1:]]),
         "commit": commit or "unknown",
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),

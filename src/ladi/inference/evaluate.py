@@ -1,6 +1,5 @@
 """Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -275,6 +274,5 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         else None,
         "wall_s": wall_s,
         "seed": config.seed,
-        "command": "ladi " + " ".join(sys.argv[1:]),
         **provenance(),
     }
