@@ -1,14 +1,17 @@
+import json
 import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 import ladi.rundir as rundir
+from ladi.train import presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +21,16 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loop:
+    log_every: int = 20
+    micro_batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     out_dir: Path
     inner: Inner = field(default_factory=Inner)
+    loop: Loop = field(default_factory=Loop)
     steps: int = 1
 
 
@@ -30,10 +40,36 @@ def test_the_same_configuration_enters_its_folder_again(tmp_path):
     assert (tmp_path / "run" / "config.json").is_file()
 
 
-def test_another_configuration_is_refused_by_field_and_value(tmp_path):
+@pytest.mark.parametrize("made", ["checkpoints/step-00000002", "final"])
+def test_another_configuration_is_refused_by_field_and_value_once_something_was_trained(tmp_path, made):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path, steps=5))
     rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 1
+    (tmp_path / made).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"inner\.lr \(0\.1 before, 0\.2 now\); steps \(1 before, 2 now\)"):
         rundir.open_run(tmp_path, Config(out_dir=tmp_path, inner=Inner(lr=0.2), steps=2))
+
+
+def test_settings_that_weights_do_not_depend_on_may_change_between_two_parts_of_a_run(tmp_path):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    rundir.checkpoint_dir(tmp_path, 2).mkdir(parents=True)
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path, loop=Loop(log_every=1)))
+    assert json.loads((tmp_path / "config.json").read_text())["loop"]["log_every"] == 1
+    with pytest.raises(ValueError, match=r"other settings: loop\.micro_batch_size \(8 before, 4 now\)\. Choose"):
+        rundir.open_run(tmp_path, Config(out_dir=tmp_path, loop=Loop(log_every=2, micro_batch_size=4)))
+    assert json.loads((tmp_path / "config.json").read_text())["loop"]["log_every"] == 1
+
+
+def leaves(value: Any, name: str = "") -> set[str]:
+    """Names of all fields below nested dicts."""
+    if not isinstance(value, dict):
+        return {name}
+    return set().union(*(leaves(entry, f"{name}.{key}" if name else key) for key, entry in value.items()))
+
+
+def test_settings_that_may_change_are_settings_of_stages():
+    stages = vars(presets.cd3_tiny()).values()
+    assert set(rundir.FREE_FIELDS) <= set().union(*(leaves(asdict(stage)) for stage in stages))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

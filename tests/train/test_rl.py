@@ -160,6 +160,17 @@ def test_a_replay_of_token_grpo_in_pieces_equals_one_pass():
     assert_same_gradients(backbone, [lambda c=c: grpo.loss(backbone, rollout, c)[0] for c in configs])
 
 
+def test_layers_computed_again_give_the_same_gradients(reasoner):
+    config = settings(alpha=0.5)
+    rollout = sampled(reasoner, config)
+
+    def recomputed():
+        reasoner.backbone.recompute_layers()
+        return rl.loss(reasoner, rollout, config)[0]
+
+    assert_same_gradients(reasoner, [lambda: rl.loss(reasoner, rollout, config)[0], recomputed])
+
+
 def test_latent_and_text_losses_reach_what_they_should(reasoner):
     """Latents only: the velocity head, not the LM head's use of texts; texts only: not the velocity head."""
     for alpha, reaches in ((1.0, True), (0.0, False)):

@@ -15,6 +15,7 @@ from ladi.bundled import ASSETS
 from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
+from ladi.rundir import folder_fingerprint
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.train import reasoner as stage1
@@ -152,6 +153,26 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
     assert [block.text for block in seen["reconstruction"]] == [
         step for i in range(4) for step in task.problem("test", i).steps
     ]
+
+
+def test_a_trained_vae_is_the_same_whatever_it_is_measured_on(tmp_path):
+    task = Countdown(size=3, max_input=50)
+    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
+    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
+    config = stage_a.Config(
+        out_dir=tmp_path / "vae",
+        data=DataConfig(task=task, num_train=8),
+        backbone_dir=tmp_path / "lm",
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=14),
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+        gate_problems=1,
+    )
+    stage_a.main(config)
+    before = folder_fingerprint(tmp_path / "vae" / "final")
+    report = (tmp_path / "vae" / "reconstruction.json").read_text()
+    stage_a.main(replace(config, gate_problems=2))
+    assert folder_fingerprint(tmp_path / "vae" / "final") == before
+    assert (tmp_path / "vae" / "reconstruction.json").read_text() != report
 
 
 def test_blocks_that_would_always_be_cut_are_named_before_the_vae_trains(tmp_path):
