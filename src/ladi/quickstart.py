@@ -214,7 +214,7 @@ def train_all(pipeline: Pipeline, console: Console) -> None:
     """Every stage that is not finished yet, in order, after an estimate of the time."""
     step_s = time_sft_step(pipeline)
     seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in STAGES}
-    batches = pipeline.reasoner.data.num_train / pipeline.sft.loop.batch_size
+    batches = pipeline.reasoner.data.size / pipeline.sft.loop.batch_size
     seconds["encoding"] = ENCODING_COST * step_s * batches
     if pipeline.vae.vae.reads_context:
         seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding")}

@@ -35,6 +35,33 @@ def test_too_few_problems_are_refused():
         DataConfig(task=Gsm8k(path=str(FIXTURES)), num_train=9).check()
 
 
+def test_all_problems_of_a_finite_task_need_no_count(capsys):
+    task = Gsm8k(path=str(FIXTURES))
+    every, counted = (DataConfig(task=task, num_train=number) for number in (0, 8))
+    for data in (every, counted):
+        data.check()
+        assert "0 of 4 test" in capsys.readouterr().out
+    assert every.size == len(every.sample()) == 8
+    for step in range(4):
+        assert every.problems(step, 3, 0, 3) == counted.problems(step, 3, 0, 3)
+        assert every.indices(step, 3, 0, 3).equal(counted.indices(step, 3, 0, 3))
+
+
+def test_all_problems_of_an_endless_task_are_refused_and_so_is_a_negative_number():
+    data = DataConfig(task=Arithmetic(), num_train=0)
+    with pytest.raises(ValueError, match="arithmetic is endless; set it, to"):
+        data.check()
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        DataConfig(task=Arithmetic(), num_train=-1)
+
+
+def test_a_file_whose_rows_are_all_reserved_is_refused(tmp_path):
+    path = tmp_path / "my.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "steps": ["1+1=2"], "answer": "2"}))
+    with pytest.raises(ValueError, match="no training problems"):
+        DataConfig(task=Jsonl(path=path, reserved=0.999), num_train=0).check()
+
+
 def fingerprint(task: TaskConfig, num_train: int) -> str:
     read_rows.cache_clear()  # as in another process
     split_rows.cache_clear()

@@ -43,6 +43,7 @@ class Sizes:
     max_blocks: int
     max_answer_tokens: int
     num_train: int = 300_000
+    """0 takes all training problems of a finite task."""
     batch_size: int = 256
     micro_batch_size: int = 256
     sft_steps: int

@@ -28,7 +28,7 @@ class Config:
     beta_warmup_steps: int = 0
     """Steps over which beta rises from 0. A decoder that reads the context may else learn to do without latents."""
     statistics_problems: int = 4096
-    """Training problems over which the latents' mean and standard deviation are taken, at most `data.num_train`."""
+    """Training problems over which the latents' mean and standard deviation are taken, at most all."""
     gate_problems: int = 1000
     """Problems of the reconstruction report, of the split `validation` (`test` where there is none), at most all."""
     loop: loop.LoopConfig
@@ -113,7 +113,7 @@ def main(config: Config) -> Path:
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
-    num_statistics = min(config.statistics_problems, config.data.num_train)
+    num_statistics = min(config.statistics_problems, config.data.size)
     store_statistics(vae, first_blocks(task, "train", num_statistics, block), generator)
     split = "validation" if "validation" in task.splits else "test"
     held_out = first_blocks(task, split, config.gate_problems, block)
