@@ -7,6 +7,7 @@ import torch
 
 from ladi.arrays import Tensor
 from ladi.inference.text import blocks_of
+from ladi.losses import gaussian_kl_to_standard
 from ladi.models.backbone import Backbone
 from ladi.models.vae import BlockTokens, ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import open_run, write_json_atomic
@@ -81,8 +82,7 @@ def reconstruction(
     for level in noise_levels:
         eta = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean.device)
         result[f"vae/exact_noise_{level}"] = exact(posterior.mean + level * vae.latent_std * eta)
-    kl = 0.5 * (posterior.mean.square() + posterior.log_var.exp() - 1 - posterior.log_var)
-    return result | {"vae/kl": kl.sum((1, 2)).mean().item()}
+    return result | {"vae/kl": gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean().item()}
 
 
 def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[Block]:
