@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.models.vae import ThoughtVAE
+from ladi.rundir import checkpoint_dir
 from ladi.tasks.countdown import Countdown
 from ladi.train import presets
 from ladi.train.vae import first_blocks, reconstruction
@@ -113,14 +115,41 @@ def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, 
     sizes = {"num_questions": 2, "num_samples": 2, "num_steps": 2}
     rl = {"updates": 1, "questions": 2, "num_latents": 2, "texts_per_latent": 2}
     config = quickstart.Config(out_dir=tmp_path, from_scratch=True, **sizes, **rl)
-    for said in ("Training from scratch takes about", "report:"):
+    for is_estimated in (True, False):
         console = Console(record=True, quiet=False, file=io.StringIO())
         report = quickstart.main(config, console)
-        assert said in console.export_text()
+        said = console.export_text()
+        assert ("Training from scratch takes about" in said) == is_estimated
+        assert "report:" in said
     assert quickstart.STAGE_2 in report.read_text()
     for stage in ("sft", "vae", "reasoner", "rollout"):
         steps = (tmp_path / "from_scratch" / stage / "metrics.jsonl").read_text().splitlines()
         assert len(steps) == 1, f"{stage} was trained twice"
+
+
+def test_the_estimate_counts_only_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "time_sft_step", lambda pipeline: 60.0)  # a minute a step
+    for stage in quickstart.STAGES.values():
+        monkeypatch.setattr(stage, "main", lambda config: None)
+    pipeline = presets.arithmetic_tiny(tmp_path)
+    steps = {name: getattr(pipeline, name).loop.steps for name in quickstart.STAGES}
+
+    def said() -> dict[str, int]:
+        """The minutes of each part."""
+        console = Console(record=True, width=1000, file=io.StringIO())
+        quickstart.train_all(pipeline, console)
+        return {name: int(minutes) for name, minutes in re.findall(r"(\w+) (\d+)[,)]", console.export_text())}
+
+    whole = said()
+    assert set(whole) == {*steps, "encoding"}
+    for name in ("sft", "vae"):
+        (tmp_path / name / "final").mkdir(parents=True)
+        (tmp_path / name / "final" / "config.json").touch()
+    pipeline.reasoner.latents_path.touch()
+    checkpoint_dir(tmp_path / "reasoner", steps["reasoner"] * 3 // 4).mkdir(parents=True)
+    assert said() == {"reasoner": whole["reasoner"] / 4, "rollout": whole["rollout"]}
+    checkpoint_dir(tmp_path / "reasoner", steps["reasoner"]).mkdir(parents=True)
+    assert said() == {"reasoner": 2, "rollout": whole["rollout"]}
 
 
 def test_a_preset_without_bundled_models_is_said(tmp_path):

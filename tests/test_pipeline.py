@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from ladi import cli
+from ladi.tasks.jsonl import Jsonl
 
 TINY = ["--data.num-train", "64", "--loop.batch-size", "8", "--loop.micro-batch-size", "4"]
 STAGES = {
@@ -216,6 +218,33 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, s
 def test_the_installed_command_lists_its_commands():
     done = subprocess.run([sys.executable, "-m", "ladi.cli", "--help"], capture_output=True, text=True, check=True)
     assert "ladi quickstart" in done.stdout
+
+
+def test_a_file_goes_through_all_stages_without_its_number_of_rows(monkeypatch, tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"question": f"{i}+1?", "steps": [f"{i}+0={i}", f"{i}+1={i + 1}"], "answer": "x"} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    num_train = Jsonl(path=path).num_problems("train")
+    assert 40 < num_train < 60
+    loop = "--loop.steps 1 --loop.batch-size 8 --loop.micro-batch-size 8"
+    for stage, own in STAGES.items():
+        args = f"train {stage} --preset jsonl_small --data.task.path {path} {loop}".split()
+        short = ["--vae.max-block-tokens", "12"] if stage == "vae" else []
+        ladi(monkeypatch, *args, *own, *short, *folders(tmp_path, stage))
+    with safe_open(tmp_path / "latents.safetensors", "pt") as file:
+        assert file.get_slice("num_blocks").get_shape() == [num_train]
+        assert file.get_tensor("num_blocks").tolist() == [2] * num_train
+
+
+def test_a_reward_of_the_working_folder_is_found_where_python_does_not_look_there(tmp_path):
+    (tmp_path / "my_rewards.py").write_text("def five(questions, texts, **columns):\n    return [5.0] * len(texts)\n")
+    small = "--loop.steps 1 --loop.batch-size 2 --loop.micro-batch-size 2 --policy.num-generations 2"
+    model = f"--model-dir assets/cd3_tiny/ar --policy.max-completion-length 4 --out-dir {tmp_path}/run"
+    args = f"train grpo --preset cd3_tiny {model} {small} --reward.functions my_rewards:five"
+    line = [sys.executable, "-P", "-m", "ladi.cli", *args.split()]  # -P: as the installed script, without the folder
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["reward/mean"] == 5
 
 
 def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):

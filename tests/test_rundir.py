@@ -1,10 +1,17 @@
-from dataclasses import dataclass, field
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
 import ladi.rundir as rundir
+from ladi.train import presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +21,16 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loop:
+    log_every: int = 20
+    micro_batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     out_dir: Path
     inner: Inner = field(default_factory=Inner)
+    loop: Loop = field(default_factory=Loop)
     steps: int = 1
 
 
@@ -26,10 +40,36 @@ def test_the_same_configuration_enters_its_folder_again(tmp_path):
     assert (tmp_path / "run" / "config.json").is_file()
 
 
-def test_another_configuration_is_refused_by_field_and_value(tmp_path):
+@pytest.mark.parametrize("made", ["checkpoints/step-00000002", "final"])
+def test_another_configuration_is_refused_by_field_and_value_once_something_was_trained(tmp_path, made):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path, steps=5))
     rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 1
+    (tmp_path / made).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"inner\.lr \(0\.1 before, 0\.2 now\); steps \(1 before, 2 now\)"):
         rundir.open_run(tmp_path, Config(out_dir=tmp_path, inner=Inner(lr=0.2), steps=2))
+
+
+def test_settings_that_weights_do_not_depend_on_may_change_between_two_parts_of_a_run(tmp_path):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    rundir.checkpoint_dir(tmp_path, 2).mkdir(parents=True)
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path, loop=Loop(log_every=1)))
+    assert json.loads((tmp_path / "config.json").read_text())["loop"]["log_every"] == 1
+    with pytest.raises(ValueError, match=r"other settings: loop\.micro_batch_size \(8 before, 4 now\)\. Choose"):
+        rundir.open_run(tmp_path, Config(out_dir=tmp_path, loop=Loop(log_every=2, micro_batch_size=4)))
+    assert json.loads((tmp_path / "config.json").read_text())["loop"]["log_every"] == 1
+
+
+def leaves(value: Any, name: str = "") -> set[str]:
+    """Names of all fields below nested dicts."""
+    if not isinstance(value, dict):
+        return {name}
+    return set().union(*(leaves(entry, f"{name}.{key}" if name else key) for key, entry in value.items()))
+
+
+def test_settings_that_may_change_are_settings_of_stages():
+    stages = vars(presets.cd3_tiny()).values()
+    assert set(rundir.FREE_FIELDS) <= set().union(*(leaves(asdict(stage)) for stage in stages))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -46,6 +86,55 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (folder / "a" / "b").write_text((folder / "a").write_text("2") and "fails: a is a file")
     assert (final / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
+def write(final: Path, text: str, monkeypatch, killed_at: int = 0) -> int:
+    """Replace a folder of two files; as a process would that dies before its `killed_at`-th rename or removal, and so
+    does nothing after it either. Returns how many there were."""
+    count = 0
+
+    def counted(call):
+        def counted_call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if killed_at and count >= killed_at:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return counted_call
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        for name in ("rename", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        with rundir.atomic_dir(final) as folder:
+            for name in ("a", "b"):
+                (folder / name).write_text(text)
+    return count
+
+
+def test_a_folder_that_is_replaced_is_there_whole_wherever_the_process_is_killed(tmp_path, monkeypatch):
+    def texts(final: Path) -> list[str]:
+        return [path.read_text() for path in sorted(final.iterdir())]
+
+    write(tmp_path / "final", "old", monkeypatch)
+    number = write(tmp_path / "final", "new", monkeypatch)
+    assert number >= 3 + 3  # three renames; two files and a folder removed
+    for killed_at in range(1, number + 1):
+        final = tmp_path / str(killed_at) / "final"
+        final.parent.mkdir()
+        write(final, "old", monkeypatch)
+        write(final, "new", monkeypatch, killed_at)
+        aside = final.with_name(".old-final")
+        assert texts(final if final.exists() else aside) in (["old"] * 2, ["new"] * 2)
+        assert not aside.exists() or texts(aside) == ["old"] * 2
+        with pytest.raises(ZeroDivisionError), rundir.atomic_dir(final):
+            _ = 1 / 0
+        assert texts(final) in (["old"] * 2, ["new"] * 2)
+        assert list(final.parent.iterdir()) == [final]
 
 
 def test_half_written_checkpoints_are_not_seen(tmp_path):
@@ -67,6 +156,14 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
 
 def test_provenance_says_what_a_number_must_stand_beside():
     assert {"command", "commit", "machine", "torch"} <= set(rundir.provenance())
+
+
+def test_a_recorded_command_can_be_repeated(monkeypatch):
+    args = ["eval", "--label", "AR SFT, T = 0.7", "--json", "it's.json", "--data.task.settings", '{"max_animals": 5}']
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ladi", *args])
+    line = rundir.provenance()["command"].replace("ladi", "printf '%s\\n'", 1)
+    shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == args
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):

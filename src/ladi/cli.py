@@ -233,8 +233,13 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 
 
 def main() -> None:
-    """Run one command; what a user can mend is said in one line, with exit status 2."""
-    args = sys.argv[1:]
+    """Run one command; what a user can mend is said in one line, with exit status 2.
+
+    Modules of the working folder can be named (`--reward.functions my_rewards:short`); installed ones come first.
+    """
+    args, here = sys.argv[1:], str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # behind the rest: a file such as code.py must not hide the standard library's
     if not args or args[0] not in COMMANDS:
         print(USAGE)
         sys.exit(0 if args[:1] in ([], ["--help"], ["-h"]) else 2)

@@ -90,7 +90,7 @@ def lengths(pipeline: Pipeline) -> Lengths:
     """
     data, is_named = pipeline.sft.data, bool(pipeline.sft.backbone.name_or_path)
     task, per_token = data.task, CHARACTERS_PER_TOKEN if is_named else 1.0
-    problems = [task.problem("train", i) for i in range(min(SAMPLE, data.num_train))]
+    problems = [task.problem("train", i) for i in range(min(SAMPLE, data.size))]
     blocks = [blocks_of(problem, pipeline.vae.vae.block, task.step_separator) for problem in problems]
 
     reads_context = pipeline.vae.vae.reads_context

@@ -23,7 +23,7 @@ from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table
 from ladi.report import build_report
-from ladi.rundir import write_json_atomic
+from ladi.rundir import latest_checkpoint, write_json_atomic
 from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.pipeline import Pipeline
 from ladi.train.presets import preset_named
@@ -110,8 +110,9 @@ def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, con
         num_questions=config.num_questions,
         num_samples=config.num_samples,
         ks=ks,
+        max_text_tokens=pipeline.eval.max_text_tokens,
         sample=SampleConfig(num_steps=config.num_steps, temperature=0.0 if is_latent else 1.0),
-        latent_use_samples=4 if is_latent else 0,
+        latent_use_samples=4 if is_latent and config.num_questions > 1 else 0,
         label=label,
         seed=config.seed,
     )
@@ -211,19 +212,40 @@ def show(config: Config, pipeline: Pipeline, model_dir: Path, console: Console) 
 
 
 def train_all(pipeline: Pipeline, console: Console) -> None:
-    """Every stage that is not finished yet, in order, after an estimate of the time."""
-    step_s = time_sft_step(pipeline)
-    seconds = {name: RELATIVE_COST[name] * step_s * getattr(pipeline, name).loop.steps for name in STAGES}
-    batches = pipeline.reasoner.data.num_train / pipeline.sft.loop.batch_size
-    seconds["encoding"] = ENCODING_COST * step_s * batches
-    if pipeline.vae.vae.reads_context:
-        seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding")}
-    parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
-    console.print(f"Training from scratch takes about {sum(seconds.values()) / 60:.0f} minutes here ({parts}).")
+    """Every stage that is not finished yet, in order, after an estimate of the time that they still take."""
+    steps = {name: steps_left(getattr(pipeline, name)) for name in STAGES}
+    if any(steps.values()):
+        seconds = seconds_left(pipeline, steps, time_sft_step(pipeline))
+        parts = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
+        console.print(
+            f"Training from scratch takes about {sum(seconds.values()) / 60:.0f} minutes here ({parts}), "
+            "not counting the evaluations and updates after it."
+        )
     for name, stage in STAGES.items():
-        config = getattr(pipeline, name)
-        if not (config.out_dir / "final" / "config.json").is_file():
-            stage.main(config)
+        if steps[name]:
+            stage.main(getattr(pipeline, name))
+
+
+def steps_left(config: Any) -> int:
+    """Steps that a stage still takes, at least 1 where its model is not saved yet; 0 where it is."""
+    if (config.out_dir / "final" / "config.json").is_file():
+        return 0
+    newest = latest_checkpoint(config.out_dir)
+    done = 0 if newest is None else int(newest.name.removeprefix("step-"))
+    return max(1, config.loop.steps - done)
+
+
+def seconds_left(pipeline: Pipeline, steps: dict[str, int], step_s: float) -> dict[str, float]:
+    """Estimated seconds of each unfinished stage, and of encoding where that is not done, if a step of `sft` takes
+    `step_s`.
+    """
+    seconds = {name: RELATIVE_COST[name] * step_s * left for name, left in steps.items() if left}
+    if not pipeline.reasoner.latents_path.is_file():
+        batches = pipeline.reasoner.data.size / pipeline.sft.loop.batch_size
+        seconds["encoding"] = ENCODING_COST * step_s * batches
+    if pipeline.vae.vae.reads_context:
+        seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding") if name in seconds}
+    return seconds
 
 
 def time_sft_step(pipeline: Pipeline) -> float:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,9 +63,16 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_dir(final: Path) -> Iterator[Path]:
-    """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises."""
-    partial = final.with_name(f".tmp-{final.name}")
+    """A temporary sibling folder that becomes `final` when the block ends, and vanishes if it raises.
+
+    What `final` was before is moved aside, whole, until then; if the process is killed in between, the next write puts
+    it back first.
+    """
+    partial, old = final.with_name(f".tmp-{final.name}"), final.with_name(f".old-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
+    if old.exists():
+        old.rename(partial if final.exists() else final)
+        shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(final):
             partial.mkdir(parents=True)
@@ -74,18 +82,39 @@ def atomic_dir(final: Path) -> Iterator[Path]:
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(old)
             partial.rename(final)
+            if old.exists():
+                old.rename(partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Names of the fields in which two JSON values differ."""
+FREE_FIELDS = (
+    "loop.log_every",
+    "loop.checkpoint_every",
+    "loop.keep_checkpoints",
+    "loop.trackers",
+    "loop.gradient_checkpointing",
+    "policy.replay_copies",
+    "policy.replay_texts",
+    "policy.replay_trajectories",
+    "reward.time_limit",
+    "gate_problems",
+)
+"""Settings that may change between two parts of a run, because its weights do not depend on them: what is written and
+measured, how long is waited, and (up to the rounding of sums) what is computed at once or a second time to save memory.
+`loop.micro_batch_size` is none of them, for each micro-batch has its own random numbers."""
+
+
+def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
+    """The fields in which two JSON values differ, by name, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
-    return [] if old == new else [f"{name} ({old} before, {new} now)"]
+        found: dict[str, str] = {}
+        for key in sorted(old.keys() | new.keys()):
+            found |= differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    return {} if old == new else {name: f"{old} before, {new} now"}
 
 
 def is_first_process() -> bool:
@@ -96,7 +125,8 @@ def is_first_process() -> bool:
 def open_run(out_dir: Path, config: Any) -> Path:
     """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`.
 
-    Of several processes (torchrun, accelerate launch) the first does it for all.
+    Once there is a checkpoint or a model, only `FREE_FIELDS` may differ from the run's settings so far. Of several
+    processes (torchrun, accelerate launch) the first does it for all.
 
     Raises:
         ValueError: if the folder belongs to a run with another configuration.
@@ -111,15 +141,15 @@ def open_run(out_dir: Path, config: Any) -> Path:
         out_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out_dir / "provenance.json", provenance())
     path = out_dir / "config.json"
-    if path.is_file():
+    if path.is_file() and (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
         changed = differences(json.loads(path.read_text()), wanted)
-        if changed:
+        fixed = [f"{name} ({values})" for name, values in changed.items() if name not in FREE_FIELDS]
+        if fixed:
             raise ValueError(
-                f"{out_dir} holds a run with other settings: {'; '.join(changed)}. "
+                f"{out_dir} holds a run with other settings: {'; '.join(fixed)}. "
                 "Choose another out_dir, or delete the folder to start over"
             )
-    else:
-        write_json_atomic(path, wanted)
+    write_json_atomic(path, wanted)
     return out_dir
 
 
@@ -152,7 +182,7 @@ def provenance() -> dict[str, str]:
     if commit and _output("git", "status", "--porcelain", "--untracked-files=no"):
         commit += "+changes"
     return {
-        "command": "ladi " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["ladi", *sys.argv[1:]]),
         "commit": commit or "unknown",
         "machine": machine_name(),
         "python": platform.python_version(),

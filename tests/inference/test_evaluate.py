@@ -4,11 +4,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ladi.inference import evaluate as evaluation
-from ladi.inference.evaluate import EvalConfig, by_latent, evaluate, judge
+from ladi.inference.evaluate import EvalConfig, by_latent, evaluate, judge, latent_use
+from ladi.inference.models import Drawn, MainCost
 from ladi.models.generation import SampleConfig
-from ladi.tasks.base import Verdict
+from ladi.tasks.base import Problem, Verdict
 from ladi.tasks.countdown import Countdown
 
 TASK = Countdown(size=3, max_input=20)
@@ -76,6 +78,7 @@ def test_results_do_not_depend_on_how_many_questions_are_sampled_at_once(reasone
     [
         ({"ks": (1, 7)}, "at least as many samples"),
         ({"texts_per_latent": 4, "sample": SampleConfig(temperature=1.0)}, "must be a multiple of texts_per_latent"),
+        ({"latent_use_samples": 4, "num_questions": 1}, "num_questions 2 or more; or set latent_use_samples 0"),
         ({"texts_per_latent": 2}, "are all alike"),
         ({"texts_per_latent": 2, "readout": "vae", "sample": SampleConfig(temperature=1.0)}, "are all alike"),
     ],
@@ -89,3 +92,57 @@ def test_latent_settings_are_refused_for_a_token_level_model(backbone):
     config = settings(texts_per_latent=2, sample=SampleConfig(temperature=1.0))
     with pytest.raises(ValueError, match="has no latents"):
         evaluate(config, backbone)
+
+
+def test_greedy_samples_of_a_token_level_model_are_refused_unless_there_is_one(backbone):
+    with pytest.raises(ValueError, match=r"num_samples is 6: use --sample\.temperature 1, or --num-samples 1 --ks 1"):
+        evaluate(settings(), backbone)
+    record = evaluate(settings(num_samples=1, ks=(1,)), backbone)
+    assert record["distinct_valid"]["value"] == record["pass@k"]["1"]["value"]
+
+
+def test_texts_of_a_token_level_model_are_as_long_as_asked(backbone, reasoner, monkeypatch):
+    seen = []
+
+    def watched(task, problems, texts, whole):
+        seen.append(max(len(text) for row in texts for text in row))
+        return judge(task, problems, texts, whole)
+
+    monkeypatch.setattr(evaluation, "judge", watched)
+    sample = SampleConfig(num_steps=2, temperature=1.0)
+    records = [evaluate(settings(max_text_tokens=length, sample=sample), backbone) for length in (5, 30)]
+    assert 0 < seen[0] <= 5 < seen[1] <= 30  # a character is a token, and a random model seldom ends a text
+    assert [record["max_text_tokens"] for record in records] == [5, 30]
+    record = evaluate(settings(max_text_tokens=1, sample=sample), reasoner)
+    assert record["max_text_tokens"] is None
+    assert 1 < seen[2] <= 8
+
+
+@pytest.mark.parametrize(
+    ("num_questions", "rows_at_once", "sizes"),
+    [(2, 8, [2]), (3, 8, [3]), (4, 8, [2, 2]), (5, 8, [2, 3]), (7, 12, [3, 4]), (8, 12, [3, 3, 2]), (5, 100, [5])],
+)
+def test_shuffled_latents_are_those_of_another_question(monkeypatch, reasoner, num_questions, rows_at_once, sizes):
+    """Latents that are the number of their question."""
+    seen = []
+
+    def draw(model, questions, num_latents, *_):
+        own = torch.tensor([float(question) for question in questions])
+        latents = own[:, None, None, None, None].expand(-1, num_latents, 1, 2, 4)
+        return Drawn(latents, torch.ones(latents.shape[:2], dtype=torch.long), 0)
+
+    def read(model, questions, drawn, *_):
+        seen.append((questions, drawn.latents[:, 0, 0, 0, 0].tolist()))
+        return [[""] * drawn.latents.shape[1] for _ in questions], 0, MainCost()
+
+    monkeypatch.setattr(evaluation, "draw", draw)
+    monkeypatch.setattr(evaluation, "read", read)
+    meta = {"numbers": (1, 2, 3), "target": 6}
+    problems = [Problem(question=str(i), steps=(), answer="", meta=meta) for i in range(num_questions)]
+    found = latent_use(reasoner, problems, settings(latent_use_samples=4, rows_at_once=rows_at_once))
+    assert list(found) == ["intact", "zeroed", "shuffled", "noise"]
+    for questions, latents in seen[2::4]:
+        assert all(float(own) != given for own, given in zip(questions, latents, strict=True))
+        assert sorted(map(float, questions)) == sorted(latents)
+    assert [len(latents) for _, latents in seen[::4]] == sizes
+    assert [question for questions, _ in seen[::4] for question in questions] == [p.question for p in problems]

@@ -1,9 +1,10 @@
-from itertools import permutations, product
+from itertools import combinations_with_replacement, permutations, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ladi.tasks import countdown
 from ladi.tasks.base import Verdict
 from ladi.tasks.countdown import Countdown, held_out_targets, solve, verify
 
@@ -130,11 +131,41 @@ def test_problems_depend_on_split_index_and_seed_alone():
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"size": 1}, "size"), ({"min_target": 50, "max_target": 20}, "min_target"), ({"reserved": 0.0}, "reserved")],
+    [
+        ({"size": 1}, "size"),
+        ({"min_target": 50, "max_target": 20}, "min_target"),
+        ({"reserved": 0.0}, "reserved"),
+        ({"size": 3, "max_input": 2}, r"the greatest target is 8, below min_target \(10\)"),
+        ({"max_intermediate": 9}, r"the greatest target is 9, below min_target \(10\)"),
+    ],
 )
 def test_bad_settings_are_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         Countdown(**fields)
+
+
+def test_the_greatest_target_that_settings_may_ask_for_is_reached():
+    assert solve((2, 2, 2), 8)
+    assert Countdown(size=3, max_input=2, min_target=8).max_input == 2
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "test_unseen"])
+def test_a_split_that_runs_out_says_how_many_puzzles_it_had(monkeypatch, split):
+    monkeypatch.setattr(countdown, "MAX_REPEATS", 200)
+    task = Countdown(size=2, max_input=5, min_target=1, max_target=25, reserved=0.6)
+    pairs = list(combinations_with_replacement(range(1, 6), 2))
+    puzzles = {(*pair, t) for pair in pairs for t in range(1, 26) if solve(pair, t) and task.split_of(pair, t) == split}
+    assert puzzles
+    assert {key(task.problem(split, i)) for i in range(len(puzzles))} == puzzles
+    with pytest.raises(ValueError, match=f"'{split}' has {len(puzzles)} different puzzles .*; ask for fewer"):
+        task.problem(split, len(puzzles))
+
+
+def test_a_split_without_puzzles_is_refused(monkeypatch):
+    monkeypatch.setattr(countdown, "MAX_TRIES", 5000)
+    task = Countdown(size=2, max_input=5, min_target=1, max_target=25, reserved=1e-9)
+    with pytest.raises(ValueError, match="belongs to the split 'test'; widen the targets"):
+        task.problem("test", 0)
 
 
 def test_an_unknown_split_is_refused():

@@ -1,13 +1,18 @@
-"""What a stage says of its data before it trains."""
+"""What a stage says of its data before it trains, and which data cached latents belong to."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ladi.bundled import ASSETS
+from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
+from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, latents_fingerprint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MATH_PATH = str(FIXTURES / "math500_test.jsonl")
@@ -28,3 +33,56 @@ def test_an_endless_task_is_not_read_through(capsys):
 def test_too_few_problems_are_refused():
     with pytest.raises(ValueError, match="num_train is 9, but the task has 8"):
         DataConfig(task=Gsm8k(path=str(FIXTURES)), num_train=9).check()
+
+
+def test_all_problems_of_a_finite_task_need_no_count(capsys):
+    task = Gsm8k(path=str(FIXTURES))
+    every, counted = (DataConfig(task=task, num_train=number) for number in (0, 8))
+    for data in (every, counted):
+        data.check()
+        assert "0 of 4 test" in capsys.readouterr().out
+    assert every.size == len(every.sample()) == 8
+    for step in range(4):
+        assert every.problems(step, 3, 0, 3) == counted.problems(step, 3, 0, 3)
+        assert every.indices(step, 3, 0, 3).equal(counted.indices(step, 3, 0, 3))
+
+
+def test_all_problems_of_an_endless_task_are_refused_and_so_is_a_negative_number():
+    data = DataConfig(task=Arithmetic(), num_train=0)
+    with pytest.raises(ValueError, match="arithmetic is endless; set it, to"):
+        data.check()
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        DataConfig(task=Arithmetic(), num_train=-1)
+
+
+def test_a_file_whose_rows_are_all_reserved_is_refused(tmp_path):
+    path = tmp_path / "my.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "steps": ["1+1=2"], "answer": "2"}))
+    with pytest.raises(ValueError, match="no training problems"):
+        DataConfig(task=Jsonl(path=path, reserved=0.999), num_train=0).check()
+
+
+def fingerprint(task: TaskConfig, num_train: int) -> str:
+    read_rows.cache_clear()  # as in another process
+    split_rows.cache_clear()
+    return latents_fingerprint(ASSETS / "cd3_tiny" / "vae", DataConfig(task=task, num_train=num_train), 2)
+
+
+def test_cached_latents_belong_to_the_texts_of_a_file_and_not_to_its_name(tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"question": f"{i}+1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = Jsonl(path=path)
+    before = fingerprint(task, 10)
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    assert fingerprint(task, 10) == before
+    for row in rows:
+        row["steps"] = [*row["steps"], "done"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert fingerprint(task, 10) != before
+
+
+def test_latents_of_the_generated_puzzles_that_are_kept_somewhere_stay_valid():
+    """What the bundled models' caches are named by."""
+    kept = "71dad6f8bcc2b7f8021dbb3bc5c195d16f027ba99612a72ead4c87b6a7bcc330"
+    assert fingerprint(Countdown(size=3, max_input=50), 300_000) == kept

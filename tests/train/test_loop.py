@@ -102,6 +102,22 @@ def test_a_run_that_failed_midway_resumes_to_the_uninterrupted_one(tmp_path, nam
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_rest_of_a_run_may_be_logged_and_kept_otherwise(tmp_path):
+    def broken(model, batch, generator):
+        if model.seen >= 8 * 3:
+            raise RuntimeError("power cut")
+        return loss(model, batch, generator)
+
+    run(config(), tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(config(), tmp_path / "cut", loss=broken)
+    run(config(log_every=4, checkpoint_every=5, keep_checkpoints=1), tmp_path / "cut")
+    whole, cut = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "cut")
+    for file, tensors in whole.items():
+        assert all(torch.equal(tensor, cut[file][name]) for name, tensor in tensors.items()), file
+    assert [line["step"] for line in logged(tmp_path / "cut")] == [1, 2, 4, 6]
+
+
 def test_muon_turns_the_gradient_of_a_layer_into_an_orthogonal_step_as_long_as_adamws(tmp_path):
     optim = OptimConfig(name="muon", lr=0.01, warmup_steps=1, ema_decay=0.0, weight_decay=0.0)
     start, net = Net(), run(config(steps=1, optim=optim), tmp_path)

@@ -18,6 +18,7 @@ def test_every_preset_builds_and_its_stages_read_what_the_earlier_ones_write(nam
     assert p.grpo.model_dir == p.sft.out_dir / "final"
     assert p.dlr.model_dir == p.dlr_warmup.out_dir / "final"
     assert p.dlr_warmup.main in (str(p.sft.out_dir / "final"), p.sft.backbone.name_or_path)
+    assert p.eval.max_text_tokens >= p.grpo.policy.max_completion_length
     assert p.grpo.policy.num_generations == p.rl.policy.num_latents * p.rl.policy.texts_per_latent
     assert {stage.loop.seed for stage in (p.sft, p.vae, p.reasoner, p.rollout, p.rl, p.grpo, p.dlr)} == {3}
 

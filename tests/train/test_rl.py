@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -155,6 +158,17 @@ def test_a_replay_of_token_grpo_in_pieces_equals_one_pass():
     rollout = grpo.sample_rollout(backbone, PROBLEMS, Rewards(config.reward, TASK, [vowels]), config, generator())
     configs = [replace(config, policy=replace(policy, replay_texts=texts)) for texts in (0, 1, 4)]
     assert_same_gradients(backbone, [lambda c=c: grpo.loss(backbone, rollout, c)[0] for c in configs])
+
+
+def test_layers_computed_again_give_the_same_gradients(reasoner):
+    config = settings(alpha=0.5)
+    rollout = sampled(reasoner, config)
+
+    def recomputed():
+        reasoner.backbone.recompute_layers()
+        return rl.loss(reasoner, rollout, config)[0]
+
+    assert_same_gradients(reasoner, [lambda: rl.loss(reasoner, rollout, config)[0], recomputed])
 
 
 def test_latent_and_text_losses_reach_what_they_should(reasoner):
@@ -314,8 +328,29 @@ def test_functions_get_columns_and_are_weighted():
 
 
 @pytest.mark.parametrize(
+    "half",
+    [0.5, Fraction(1, 2), Decimal("0.5"), np.float32(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_number_of_any_kind_is_a_reward(half):
+    assert rewarded(lambda questions, texts, **columns: [half, True, np.int64(3)]).rewards == [0.5, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("arrays", [np, torch], ids=lambda module: module.__name__)
+def test_an_array_of_rewards_is_taken_unless_it_has_a_second_dimension(arrays):
+    values = arrays.linspace(0, 1, 3)
+    assert rewarded(lambda questions, texts, **columns: values).rewards == [0.0, 0.5, 1.0]
+    with pytest.raises(RewardError, match=r"returned .*\[0\.\].*, not a finite number, .*; return a number"):
+        rewarded(lambda questions, texts, **columns: values[:, None])
+
+
+@pytest.mark.parametrize(
     ("function", "match"),
     [
+        (lambda questions, texts, **columns: ["1.0"] * 3, "returned '1.0', not a finite number"),
+        (lambda questions, texts, **columns: [b"1"] * 3, "returned b'1', not a finite number"),
+        (lambda questions, texts, **columns: [10**400] * 3, "not a finite number"),
+        (lambda questions, texts, **columns: [1j, torch.tensor(1j), 1], "returned 1j, not a finite number"),
         (lambda questions, texts, **columns: 1 / 0, "raised ZeroDivisionError"),
         (lambda questions, texts, **columns: [float("nan")] * 3, "returned nan, not a finite number"),
         (lambda questions, texts, **columns: [None] * 3, "returned None, not a finite number"),

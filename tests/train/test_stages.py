@@ -1,5 +1,6 @@
 """The losses of stages 1 and 2, which problems the VAE is measured on, and LoRA of the stages that train heads."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from ladi.bundled import ASSETS
 from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
+from ladi.rundir import folder_fingerprint
+from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.train import reasoner as stage1
 from ladi.train import rollout as stage2
@@ -140,7 +143,7 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
         out_dir=tmp_path / "vae",
         data=DataConfig(task=task, num_train=6),
         backbone_dir=tmp_path / "lm",
-        vae=ThoughtVAEConfig(num_latents=1, latent_width=2),
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=200),
         loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
     )
     assert (stage_a.main(config) / "config.json").is_file()
@@ -150,6 +153,69 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
     assert [block.text for block in seen["reconstruction"]] == [
         step for i in range(4) for step in task.problem("test", i).steps
     ]
+
+
+def test_a_trained_vae_is_the_same_whatever_it_is_measured_on(tmp_path):
+    task = Countdown(size=3, max_input=50)
+    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
+    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
+    config = stage_a.Config(
+        out_dir=tmp_path / "vae",
+        data=DataConfig(task=task, num_train=8),
+        backbone_dir=tmp_path / "lm",
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=14),
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+        gate_problems=1,
+    )
+    stage_a.main(config)
+    before = folder_fingerprint(tmp_path / "vae" / "final")
+    report = (tmp_path / "vae" / "reconstruction.json").read_text()
+    stage_a.main(replace(config, gate_problems=2))
+    assert folder_fingerprint(tmp_path / "vae" / "final") == before
+    assert (tmp_path / "vae" / "reconstruction.json").read_text() != report
+
+
+def test_blocks_that_would_always_be_cut_are_named_before_the_vae_trains(tmp_path):
+    task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
+    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
+    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
+    texts = [step for i in range(6) for step in task.problem("train", i).steps]  # of a tokenizer of characters
+    longest = max(texts, key=len)
+    config = stage_a.Config(
+        out_dir=tmp_path / "vae",
+        data=DataConfig(task=task, num_train=6),
+        backbone_dir=tmp_path / "lm",
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=60),
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+    )
+    num_longer = sum(len(text) > 60 for text in texts)
+    assert 0 < num_longer < len(texts)
+    said = f"{num_longer} of {len(texts)} blocks have more than 60 tokens, the longest {len(longest)}: {longest[:60]!r}"
+    with pytest.raises(ValueError, match=f"{re.escape(said)}; set --vae.max-block-tokens {len(longest)}"):
+        stage_a.main(config)
+    assert not (tmp_path / "vae" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("fields", [{"max_blocks": 1}, {"max_answer_tokens": 14}, {"max_answer_tokens": 9}], ids=str)
+def test_problems_that_a_reasoner_cannot_write_are_named_before_it_trains(tmp_path, fields):
+    task = Countdown(size=3, max_input=50)
+    config = stage1.Config(
+        out_dir=tmp_path / "reasoner",
+        data=DataConfig(task=task, num_train=300_000),
+        vae_dir=BUNDLED / "vae",
+        backbone_dir=BUNDLED / "ar",
+        latents_path=tmp_path / "latents.safetensors",
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+        **fields,
+    )
+    lengths = [len(task.problem("train", i).answer) for i in range(1000)]
+    limit, longest = config.max_answer_tokens, max(lengths)
+    said = f"{sum(n > limit for n in lengths)} of 1000 answers have more than {limit} tokens, the longest {longest}"
+    if "max_blocks" in fields:
+        said = "1000 of 1000 training problems have more than 1 blocks, the longest 2"
+    with pytest.raises(ValueError, match=f"^{said}: .*; set --max-(blocks 2|answer-tokens {longest}), or leave"):
+        stage1.main(config)
+    assert not config.latents_path.exists()
 
 
 @pytest.mark.parametrize("start_time", [(0.0, 0.5), (0.6, 0.5), (0.5, 1.5)])

@@ -1,6 +1,5 @@
 """Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,8 @@ class EvalConfig:
     texts_per_latent: int = 1
     """Texts read from each latent; above 1 the record also has pass@k over latents and within a latent."""
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    max_text_tokens: int = 128
+    """Longest text of a token-level model; a reasoner and an assistant have their own limit, `max_answer_tokens`."""
     readout: Literal["text", "vae"] = "text"
     """Read the LM head's answer, or the VAE decoder's text of the blocks."""
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -53,8 +54,15 @@ class EvalConfig:
     """Texts decoded together; bounds memory."""
 
     def __post_init__(self):
+        if self.max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
         if max(self.ks) > self.num_samples:
             raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
+        if self.latent_use_samples and self.num_questions == 1:
+            raise ValueError(
+                "latents are shuffled across questions: latent_use_samples above 0 needs num_questions 2 or more; or "
+                "set latent_use_samples 0"
+            )
         if self.texts_per_latent < 1 or self.num_samples % self.texts_per_latent:
             raise ValueError(
                 f"num_samples ({self.num_samples}) must be a multiple of texts_per_latent ({self.texts_per_latent})"
@@ -91,6 +99,13 @@ def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]
         yield problems[first : first + size]
 
 
+def chunks_of_several(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+    """The same, but a last problem that would stand alone joins the piece before it."""
+    firsts = range(0, len(problems) - 1, size)
+    for first in firsts:
+        yield problems[first:] if first == firsts[-1] else problems[first : first + size]
+
+
 def streams(config: EvalConfig, first: int, count: int) -> Streams:
     """Randomness of `count` questions from number `first` on, the same whatever the chunk they are in."""
     return Streams.of(config.seed, range(first, first + count))
@@ -104,11 +119,7 @@ def judge(task: TaskConfig, problems: Sequence[Problem], texts: list[list[str]],
 
 
 def run_samples(
-    model: Model,
-    problems: Sequence[Problem],
-    config: EvalConfig,
-    progress: Progress | None = None,
-    max_answer_tokens: int = 128,
+    model: Model, problems: Sequence[Problem], config: EvalConfig, progress: Progress | None = None
 ) -> Judged:
     """Sample and judge `config.num_samples` texts for every problem."""
     texts, verdicts, processed, main_cost = [], [], 0, MainCost()
@@ -119,7 +130,7 @@ def run_samples(
         questions = [p.question for p in chunk]
         if isinstance(model, Backbone):
             new, tokens = sample_ar(
-                model, questions, config.num_samples, max_answer_tokens, config.sample.temperature, of_texts
+                model, questions, config.num_samples, config.max_text_tokens, config.sample.temperature, of_texts
             )
         else:
             num_latents = config.num_samples // config.texts_per_latent
@@ -154,10 +165,8 @@ def latent_use(
     """
     per_question = config.latent_use_samples
     shares: dict[str, list[float]] = {"intact": [], "zeroed": [], "shuffled": [], "noise": []}
-    size = max(2, config.rows_at_once // per_question)
-    for first in range(0, len(problems), size):
-        chunk = problems[first : first + size]
-        source = streams(config, first, len(chunk))
+    for chunk in chunks_of_several(problems, max(2, config.rows_at_once // per_question)):
+        source = streams(config, len(shares["intact"]), len(chunk))
         questions = [p.question for p in chunk]
         drawn = draw(model, questions, per_question, config.sample, source.child(LATENTS))
         latents, num_blocks = drawn.latents, drawn.num_blocks
@@ -209,13 +218,18 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     """The record that `ladi eval --json` writes: pass@k, distinct valid solutions, latent use, cost, provenance.
 
     Raises:
-        ValueError: if the readout does not fit the model or the task.
+        ValueError: if the readout or the samples do not fit the model, or the readout the task.
     """
     model = load_model(config.model_dir, config.dtype) if model is None else model
     is_ar = isinstance(model, Backbone)
     if is_ar and (config.readout == "vae" or config.latent_use_samples or config.texts_per_latent > 1):
         raise ValueError(
             "a token-level model has no latents: use readout text, latent_use_samples 0 and texts_per_latent 1"
+        )
+    if is_ar and config.sample.temperature == 0 and config.num_samples > 1:
+        raise ValueError(
+            f"a token-level model writes one text at temperature 0, and num_samples is {config.num_samples}: use "
+            "--sample.temperature 1, or --num-samples 1 --ks 1"
         )
     if config.readout == "vae" and isinstance(model, LatentAssistant):
         raise ValueError("an assistant's latents are read by its main model: use readout text")
@@ -238,6 +252,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "split": config.split,
         "num_questions": config.num_questions,
         "num_samples": config.num_samples,
+        "max_text_tokens": config.max_text_tokens if is_ar else None,
         "readout": config.readout,
         "num_steps": config.sample.num_steps if isinstance(model, LatentReasoner) else 0,
         "guidance": config.sample.guidance,
@@ -262,6 +277,5 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         else None,
         "wall_s": wall_s,
         "seed": config.seed,
-        "command": "ladi " + " ".join(sys.argv[1:]),
         **provenance(),
     }

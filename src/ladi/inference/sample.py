@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ladi.arrays import Float, Tensor
+from ladi.flow.path import x0_from_velocity
 from ladi.inference.text import judged_text
 from ladi.models.generation import Generation, SampleConfig
 from ladi.models.reasoner import LatentReasoner
@@ -24,9 +25,9 @@ def predicted_x0(
     trajectories: Float[Tensor, "*batch steps N D"], times: Float[Tensor, " steps"]
 ) -> Float[Tensor, "*batch steps N D"]:
     """What each Euler state was heading for: x_t - t v, v being the step's own velocity; the last state itself."""
-    dt = (times[1:] - times[:-1])[:, None, None]
-    v = (trajectories[..., 1:, :, :] - trajectories[..., :-1, :, :]) / dt
-    estimates = trajectories[..., :-1, :, :] - times[:-1, None, None] * v
+    x_t, x_next = trajectories[..., :-1, :, :], trajectories[..., 1:, :, :]
+    v = (x_next - x_t) / (times[1:] - times[:-1])[:, None, None]
+    estimates = x0_from_velocity(x_t, v, times[:-1].expand(x_t.shape[:-2]))
     return torch.cat([estimates, trajectories[..., -1:, :, :]], dim=-3)
 
 

@@ -11,16 +11,6 @@ from ladi.tasks.gym import Gym
 from ladi.tasks.jsonl import Jsonl
 from ladi.tasks.math import Math
 
-TASKS = {
-    "countdown": Countdown,
-    "arithmetic": Arithmetic,
-    "jsonl": Jsonl,
-    "gsm8k": Gsm8k,
-    "math": Math,
-    "code": Code,
-    "gym": Gym,
-}
-
 TaskConfig = Countdown | Arithmetic | Jsonl | Gsm8k | Math | Code | Gym
 
 

@@ -21,6 +21,10 @@ from ladi.tasks.base import Problem, Verdict, index_random, stable_uniform
 
 MAX_TEXT = 200
 """Longest answer text that is parsed, characters."""
+MAX_TRIES = 1_000_000
+"""Random puzzles made for one of a split; the usual settings need hundreds."""
+MAX_REPEATS = 1000
+"""Puzzles of a split, drawn one after the other without a new one among them, after which it counts as used up."""
 STEP = re.compile(r" *([0-9]{1,9}) *([-+*/]) *([0-9]{1,9}) *= *([0-9]{1,9}) *", re.ASCII)
 SPLITS = ("train", "validation", "test", "test_unseen")
 
@@ -122,6 +126,12 @@ class DistinctPuzzles:
         self.num_drawn = 0
 
     def __getitem__(self, index: int) -> Problem:
+        """The puzzle of that index.
+
+        Raises:
+            ValueError: if the split seems to have no more different ones.
+        """
+        num_repeats = 0
         while len(self.problems) <= index:
             problem = self.task.draw(self.split, self.num_drawn)
             self.num_drawn += 1
@@ -129,6 +139,12 @@ class DistinctPuzzles:
             if key not in self.seen:
                 self.seen.add(key)
                 self.problems.append(problem)
+                num_repeats = 0
+            elif (num_repeats := num_repeats + 1) == MAX_REPEATS:
+                raise ValueError(
+                    f"the split {self.split!r} has {len(self.problems)} different puzzles of {self.task.size} numbers "
+                    f"up to {self.task.max_input}, so no puzzle {index}; ask for fewer, or raise max_input or size"
+                )
         return self.problems[index]
 
 
@@ -162,6 +178,12 @@ class Countdown:
             raise ValueError(f"need 1 <= min_target < max_target, got {self.min_target} and {self.max_target}")
         if self.max_input < 2:
             raise ValueError(f"max_input must be at least 2, got {self.max_input}")
+        most = min(self.max_input**self.size, self.max_intermediate)
+        if most < self.min_target:
+            raise ValueError(
+                f"{self.size} numbers up to {self.max_input} with results up to {self.max_intermediate}: the greatest "
+                f"target is {most}, below min_target ({self.min_target}); lower that, or raise one of the others"
+            )
         if not 0 < self.reserved < 1:
             raise ValueError(f"reserved is a share between 0 and 1, got {self.reserved}")
 
@@ -196,16 +218,20 @@ class Countdown:
         different.
 
         Raises:
-            ValueError: if the split is unknown.
+            ValueError: if the split is unknown, empty, or has no more different puzzles.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; countdown has {', '.join(SPLITS)}")
         return self.draw(split, index) if split == "train" else distinct_puzzles(self, split)[index]
 
     def draw(self, split: str, index: int) -> Problem:
-        """Draw `index` of a split; two draws may give one puzzle."""
+        """Draw `index` of a split; two draws may give one puzzle.
+
+        Raises:
+            ValueError: if no puzzle of the split is found.
+        """
         rng = index_random("countdown", self.size, self.max_input, self.seed, split, index)
-        while True:
+        for _ in range(MAX_TRIES):
             numbers = [rng.randint(1, self.max_input) for _ in range(self.size)]
             steps = self._combine_all(numbers, rng)
             if steps is None:
@@ -215,6 +241,11 @@ class Countdown:
                 question = ",".join(map(str, numbers)) + f":{target}"
                 meta = {"numbers": tuple(numbers), "target": target}
                 return Problem(question=question, steps=tuple(steps), answer=",".join(steps), meta=meta)
+        raise ValueError(
+            f"none of {MAX_TRIES:,} puzzles of {self.size} numbers up to {self.max_input} with a target from "
+            f"{self.min_target} to {self.max_target} belongs to the split {split!r}; widen the targets, or raise "
+            "max_input, size or (for validation and test) reserved"
+        )
 
     def _combine_all(self, numbers: list[int], rng: random.Random) -> list[str] | None:
         """Random steps down to one number within the target range, or None."""

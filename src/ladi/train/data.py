@@ -1,6 +1,6 @@
 """Problems -> batches of token ids and latents; the cache of precomputed latents.
 
-Example i of step s is problem (s * batch_size + i) mod num_train of the training split: the data position is the
+Example i of step s is problem (s * batch_size + i) mod P of the P training problems: the data position is the
 step, and a resumed run reads what the uninterrupted one would have read.
 """
 
@@ -8,8 +8,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -27,6 +28,8 @@ from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
 
+SAMPLE = 1000
+"""Training problems of an endless task on which lengths are checked."""
 Tokens = tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]
 
 
@@ -36,20 +39,41 @@ class DataConfig:
 
     task: TaskConfig
     num_train: int = 300_000
-    """Size of the training set; an endless task is cut there, so that stages share it and latents can be cached."""
+    """Size of the training set, which stages share and whose latents are cached: an endless task is cut there, and so
+    is a finite one; 0 takes all training problems of a finite task."""
+
+    def __post_init__(self):
+        if self.num_train < 0:
+            raise ValueError(f"num_train must not be negative, got {self.num_train}; 0 takes all of a finite task")
+
+    @property
+    def size(self) -> int:
+        """Problems of the training set.
+
+        Raises:
+            ValueError: if these are all of an endless task.
+        """
+        if self.num_train:
+            return self.num_train
+        available = self.task.num_problems("train")
+        if available is None:
+            raise ValueError(f"num_train 0 takes all, but {self.task.name} is endless; set it, to 300000 for example")
+        return available
 
     def check(self) -> None:
         """Read a finite task: see that it has enough problems, and print how many test questions are in training.
 
         Raises:
-            ValueError: if there are fewer training problems than `num_train`.
+            ValueError: if there are fewer training problems than `num_train`, or none.
         """
-        available = self.task.num_problems("train")
+        size, available = self.size, self.task.num_problems("train")
         if available is None:
             return
-        if available < self.num_train:
-            raise ValueError(f"num_train is {self.num_train}, but the task has {available} training problems; lower it")
-        train = [asked(self.task.problem("train", i)) for i in range(self.num_train)]
+        if available == 0:
+            raise ValueError("the task has no training problems; give it more")
+        if available < size:
+            raise ValueError(f"num_train is {size}, but the task has {available} training problems; lower it, or set 0")
+        train = [asked(self.task.problem("train", i)) for i in range(size)]
         for split in self.task.splits[1:]:
             held_out = [asked(self.task.problem(split, i)) for i in range(self.task.num_problems(split) or 0)]
             if is_first_process():
@@ -58,14 +82,42 @@ class DataConfig:
                     flush=True,
                 )
 
+    def sample(self) -> list[Problem]:
+        """Training problems that lengths are checked on: all of a finite task, the first of an endless one."""
+        is_endless = self.task.num_problems("train") is None
+        count = min(SAMPLE, self.size) if is_endless else self.size
+        return [self.task.problem("train", i) for i in range(count)]
+
     def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of the batch of one step."""
-        first = step * batch_size
-        return [self.task.problem("train", (first + i) % self.num_train) for i in range(start, stop)]
+        first, size = step * batch_size, self.size
+        return [self.task.problem("train", (first + i) % size) for i in range(start, stop)]
 
     def indices(self, step: int, batch_size: int, start: int, stop: int) -> Int[Tensor, " B"]:
         """Their positions in the training set."""
-        return (step * batch_size + torch.arange(start, stop)) % self.num_train
+        return (step * batch_size + torch.arange(start, stop)) % self.size
+
+
+def num_tokens(backbone: Backbone, texts: Sequence[str], chunk: int = 1000) -> list[int]:
+    """Tokens of each text, without `<eos>`."""
+    pieces = (backbone.tokenize(texts[i : i + chunk])[1].sum(1) for i in range(0, len(texts), chunk))
+    return [count for piece in pieces for count in piece.tolist()]
+
+
+def check_lengths(
+    what: str, texts: Sequence[str], lengths: Sequence[int], unit: str, longest_allowed: int, flag: str
+) -> None:
+    """Raise if some of `what` (such as answers) are longer than what the model will write.
+
+    Raises:
+        ValueError: with how many are, the longest of them, and the flag that lets them all in.
+    """
+    num_longer, longest = sum(length > longest_allowed for length in lengths), max(lengths)
+    if num_longer:
+        raise ValueError(
+            f"{num_longer} of {len(lengths)} {what} have more than {longest_allowed} {unit}, the longest {longest}: "
+            f"{texts[lengths.index(longest)][:60]!r}; set {flag} {longest}, or leave these problems out"
+        )
 
 
 def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64) -> "LatentCache":
@@ -77,7 +129,7 @@ def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: 
         ValueError: if `path` holds latents of another VAE or of other data, or is damaged.
         OSError: if it cannot be written.
     """
-    vae_dir = Path(located(vae_dir))
+    data, vae_dir = replace(data, num_train=data.size), Path(located(vae_dir))
     wanted = latents_fingerprint(vae_dir, data, max_blocks)
     if path.is_file():
         return LatentCache.load(path, wanted)
@@ -103,8 +155,15 @@ def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: 
 
 
 def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str:
-    """Names the VAE's files and the training set that cached latents belong to."""
-    text = json.dumps([folder_fingerprint(vae_dir), asdict(data), max_blocks], sort_keys=True, default=str)
+    """Names the VAE's files and the training set that cached latents belong to.
+
+    Of a finite task its texts count too: a file may hold other problems under the same name.
+    """
+    parts: list[Any] = [folder_fingerprint(vae_dir), asdict(data), max_blocks]
+    if data.task.num_problems("train") is not None:
+        problems = (data.task.problem("train", i) for i in range(data.size))
+        parts.append([(problem.question, problem.steps) for problem in problems])
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

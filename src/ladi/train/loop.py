@@ -346,7 +346,7 @@ def check_finite(metrics: dict[str, float], step: int, first: int, batch_size: i
         return
     terms = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
     raise FloatingPointError(
-        f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1} (modulo num_train); "
+        f"step {step} is not finite: {terms}; examples {first} to {first + batch_size - 1} (modulo their number); "
         f"last good checkpoint: {latest_checkpoint(run_dir) or 'none'}. Lower lr, or look at these examples"
     )
 

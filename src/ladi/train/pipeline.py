@@ -43,6 +43,7 @@ class Sizes:
     max_blocks: int
     max_answer_tokens: int
     num_train: int = 300_000
+    """0 takes all training problems of a finite task."""
     batch_size: int = 256
     micro_batch_size: int = 256
     sft_steps: int
@@ -186,6 +187,10 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.dlr_lr)),
         ),
         eval=EvalConfig(
-            model_dir=root / "rollout" / "final", task=sizes.task, sample=SampleConfig(), latent_use_samples=8
+            model_dir=root / "rollout" / "final",
+            task=sizes.task,
+            max_text_tokens=max(128, longest),
+            sample=SampleConfig(),
+            latent_use_samples=8,
         ),
     )

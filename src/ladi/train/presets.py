@@ -154,7 +154,7 @@ def dlr_pipeline(
 
 def jsonl_small(root: Path = Path("runs/jsonl_small"), seed: int = 0) -> Pipeline:
     """Your own data: `--data.task.path FILE`, and `--backbone.name-or-path MODEL` to start from a pretrained one."""
-    return free_text_pipeline(Jsonl(), 1000, root, seed)
+    return free_text_pipeline(Jsonl(), 0, root, seed)
 
 
 def gym_small(root: Path = Path("runs/gym_small"), seed: int = 0) -> Pipeline:

@@ -14,13 +14,23 @@ from ladi.arrays import Bool, Float, Tensor
 from ladi.bundled import located
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
+from ladi.inference.text import blocks_of
 from ladi.losses import masked_mean, token_cross_entropy, velocity_mse
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, Tokens, precompute_latents, tokenize_pairs
+from ladi.train.data import (
+    DataConfig,
+    EncodedBlocks,
+    LatentCache,
+    Tokens,
+    check_lengths,
+    num_tokens,
+    precompute_latents,
+    tokenize_pairs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +168,20 @@ def batches(reasoner: LatentReasoner, cache: LatentCache, config):
     return batch_at
 
 
+def check_problems(config: Config, block: str, backbone: Backbone) -> None:
+    """Raise if training problems have more blocks or longer answers than the reasoner will ever write.
+
+    Raises:
+        ValueError: if some have; says how many.
+    """
+    problems, separator = config.data.sample(), config.data.task.step_separator
+    questions, answers = [p.question for p in problems], [p.answer for p in problems]
+    counts = [len(blocks_of(problem, block, separator)) for problem in problems]
+    check_lengths("training problems", questions, counts, "blocks", config.max_blocks, "--max-blocks")
+    lengths = num_tokens(backbone, answers)
+    check_lengths("answers", answers, lengths, "tokens", config.max_answer_tokens, "--max-answer-tokens")
+
+
 def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
     config.data.check()
@@ -171,6 +195,7 @@ def main(config: Config) -> Path:
         max_answer_tokens=config.max_answer_tokens,
     )
     backbone = Backbone.from_pretrained(config.backbone_dir)
+    check_problems(config, vae.config.block, backbone)
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
     reasoner = LatentReasoner.from_backbone(shape, backbone, vae_dir, config.loop.seed)

@@ -28,7 +28,8 @@ class RewardConfig:
     """Where rewards come from."""
 
     functions: tuple[str, ...] = ()
-    """`module:function` names of your own rewards; empty takes the task's verifier: 1 if correct, else 0."""
+    """`module:function` names of your own rewards, also of modules in the working folder; empty takes the task's
+    verifier: 1 if correct, else 0."""
     weights: tuple[float, ...] = ()
     """One for each function; empty means 1 each."""
     time_limit: float = 60.0
@@ -55,6 +56,16 @@ def load_function(name: str) -> Any:
     if not callable(function):
         raise ValueError(f"reward {name!r} is not a function")
     return function
+
+
+def as_number(value: Any) -> float:
+    """One number of Python, NumPy or torch as a float, True as 1; NaN for what is none, texts of digits included."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+        return math.nan
+    try:
+        return float(value)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # too large, or complex after all
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,11 @@ class Rewards:
             raise RewardError(f"reward {name!r} returned {len(result)} values for {len(texts)} texts; {sample}")
         values = []
         for problem, text, value in zip(problems, texts, result, strict=True):
-            number = float(value) if isinstance(value, int | float) else math.nan
+            number = as_number(value)
             if not math.isfinite(number):
                 raise RewardError(
                     f"reward {name!r} returned {value!r}, not a finite number, for question {problem.question!r}, "
-                    f"text {text!r}"
+                    f"text {text!r}; return a number for each text, such as a float or a tensor without dimensions"
                 )
             values.append(number)
         return values

@@ -7,13 +7,14 @@ import torch
 
 from ladi.arrays import Tensor
 from ladi.inference.text import blocks_of
+from ladi.losses import gaussian_kl_to_standard
 from ladi.models.backbone import Backbone
 from ladi.models.vae import BlockTokens, Posterior, ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
 from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, check_lengths, num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Config:
     beta_warmup_steps: int = 0
     """Steps over which beta rises from 0. A decoder that reads the context may else learn to do without latents."""
     statistics_problems: int = 4096
-    """Training problems over which the latents' mean and standard deviation are taken, at most `data.num_train`."""
+    """Training problems over which the latents' mean and standard deviation are taken, at most all."""
     gate_problems: int = 1000
     """Problems of the reconstruction report, of the split `validation` (`test` where there is none), at most all."""
     loop: loop.LoopConfig
@@ -92,8 +93,7 @@ def reconstruction(
     for level in noise_levels:
         eta = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean.device)
         result[f"vae/exact_noise_{level}"] = exact(posterior.mean + level * vae.latent_std * eta)
-    kl = 0.5 * (posterior.mean.square() + posterior.log_var.exp() - 1 - posterior.log_var)
-    return result | {"vae/kl": kl.sum((1, 2)).mean().item()}
+    return result | {"vae/kl": gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean().item()}
 
 
 def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[Block]:
@@ -104,11 +104,18 @@ def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[B
 
 
 def main(config: Config) -> Path:
-    """Train, store latent statistics, report reconstruction; save `final/` and return its path."""
+    """Train, store latent statistics, report reconstruction; save `final/` and return its path.
+
+    Raises:
+        ValueError: before training, if a block has more than `vae.max_block_tokens` tokens and would always be cut.
+    """
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
+    texts = [b.text for problem in config.data.sample() for b in blocks_of(problem, block, task.step_separator)]
+    lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
+    check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens")
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, config.loop.batch_size, start, stop)
@@ -117,7 +124,7 @@ def main(config: Config) -> Path:
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
-    num_statistics = min(config.statistics_problems, config.data.num_train)
+    num_statistics = min(config.statistics_problems, config.data.size)
     store_statistics(vae, first_blocks(task, "train", num_statistics, block), generator)
     split = "validation" if "validation" in task.splits else "test"
     saved = loop.save_final(vae, run_dir)
