@@ -21,7 +21,7 @@ from ladi.tasks.gsm8k import Gsm8k
 from ladi.train import reasoner as stage1
 from ladi.train import rollout as stage2
 from ladi.train import vae as stage_a
-from ladi.train.data import DataConfig, EncodedBlocks, LatentCache
+from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, check_lengths
 from ladi.train.loop import LoopConfig
 from ladi.train.reasoner import Batch, LossConfig
 from ladi.train.rollout import RolloutConfig
@@ -261,3 +261,12 @@ def test_lora_changes_matrices_by_its_rank_and_trains_the_heads_in_full(tmp_path
     old = load_file(BUNDLED / "stage1" / "heads.safetensors") if stage == "rl" else {}
     for name in ("velocity_head.weight", "latent_in.weight", "time.mlp.0.weight"):
         assert torch.linalg.matrix_rank(heads[name] - old.get(name, 0.0), rtol=1e-3) > 2
+
+
+def test_a_few_longer_texts_are_told_and_let_pass(capsys):
+    lengths = [3] * 95 + [9, 8, 7, 7, 7]
+    texts = [f"text {i}" for i in range(100)]
+    check_lengths("answers", texts, lengths, "tokens", 6, "--max-answer-tokens", 0.05)
+    assert "5 of 100 answers have more than 6 tokens, the longest 9" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'text 95'; set --max-answer-tokens 9"):
+        check_lengths("answers", texts, lengths, "tokens", 6, "--max-answer-tokens", 0.04)

@@ -105,19 +105,32 @@ def num_tokens(backbone: Backbone, texts: Sequence[str], chunk: int = 1000) -> l
 
 
 def check_lengths(
-    what: str, texts: Sequence[str], lengths: Sequence[int], unit: str, longest_allowed: int, flag: str
+    what: str,
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    unit: str,
+    longest_allowed: int,
+    flag: str,
+    tolerated: float = 0.0,
 ) -> None:
-    """Raise if some of `what` (such as answers) are longer than what the model will write.
+    """Raise if a larger share of `what` (such as answers) than `tolerated` is longer than what the model will write.
+
+    A smaller share is printed.
 
     Raises:
         ValueError: with how many are, the longest of them, and the flag that lets them all in.
     """
     num_longer, longest = sum(length > longest_allowed for length in lengths), max(lengths)
-    if num_longer:
-        raise ValueError(
-            f"{num_longer} of {len(lengths)} {what} have more than {longest_allowed} {unit}, the longest {longest}: "
-            f"{texts[lengths.index(longest)][:60]!r}; set {flag} {longest}, or leave these problems out"
-        )
+    found = f"{num_longer} of {len(lengths)} {what} have more than {longest_allowed} {unit}, the longest {longest}"
+    if num_longer > tolerated * len(lengths):
+        example = texts[lengths.index(longest)][:60]
+        raise ValueError(f"{found}: {example!r}; set {flag} {longest}, or leave these problems out")
+    if num_longer and is_first_process():
+        print(f"{found}: they will be cut ({flag} {longest} would let them in)", flush=True)
+
+
+TOLERATED = 0.05
+"""Share of texts that may be cut: outliers of real data."""
 
 
 def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64) -> "LatentCache":
@@ -139,7 +152,10 @@ def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: 
     mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)
     num_blocks = torch.zeros(data.num_train, dtype=torch.int16)
     print(f"encoding the blocks of {data.num_train:,} training problems into {path} ...", flush=True)
-    for first in track(range(0, data.num_train, chunk), "encoding", disable=not sys.stdout.isatty()):
+    is_terminal, tenth = sys.stdout.isatty(), max(1, data.num_train // (10 * chunk)) * chunk
+    for first in track(range(0, data.num_train, chunk), "encoding", disable=not is_terminal):
+        if first and first % tenth == 0 and not is_terminal:
+            print(f"encoded {first:,}", flush=True)
         rows = range(first, min(first + chunk, data.num_train))
         blocks = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
         encoded = encode_blocks(vae, blocks, max_blocks)

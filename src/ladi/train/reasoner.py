@@ -22,6 +22,7 @@ from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import (
+    TOLERATED,
     DataConfig,
     EncodedBlocks,
     LatentCache,
@@ -179,7 +180,8 @@ def check_problems(config: Config, block: str, backbone: Backbone) -> None:
     counts = [len(blocks_of(problem, block, separator)) for problem in problems]
     check_lengths("training problems", questions, counts, "blocks", config.max_blocks, "--max-blocks")
     lengths = num_tokens(backbone, answers)
-    check_lengths("answers", answers, lengths, "tokens", config.max_answer_tokens, "--max-answer-tokens")
+    most = config.max_answer_tokens
+    check_lengths("answers", answers, lengths, "tokens", most, "--max-answer-tokens", TOLERATED)
 
 
 def main(config: Config) -> Path:
@@ -195,7 +197,7 @@ def main(config: Config) -> Path:
         max_answer_tokens=config.max_answer_tokens,
     )
     backbone = Backbone.from_pretrained(config.backbone_dir)
-    check_problems(config, vae.config.block, backbone)
+    check_problems(config, vae.block, backbone)
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
     reasoner = LatentReasoner.from_backbone(shape, backbone, vae_dir, config.loop.seed)

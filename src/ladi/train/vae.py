@@ -14,7 +14,7 @@ from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
 from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import DataConfig, check_lengths, num_tokens
+from ladi.train.data import TOLERATED, DataConfig, check_lengths, num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,8 @@ def main(config: Config) -> Path:
     """Train, store latent statistics, report reconstruction; save `final/` and return its path.
 
     Raises:
-        ValueError: before training, if a block has more than `vae.max_block_tokens` tokens and would always be cut.
+        ValueError: before training, if more than one block in twenty has more than `vae.max_block_tokens` tokens
+            and would always be cut.
     """
     config.data.check()
     run_dir = open_run(config.out_dir, config)
@@ -115,7 +116,7 @@ def main(config: Config) -> Path:
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
     texts = [b.text for problem in config.data.sample() for b in blocks_of(problem, block, task.step_separator)]
     lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
-    check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens")
+    check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens", TOLERATED)
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, config.loop.batch_size, start, stop)
