@@ -262,14 +262,33 @@ def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
         ({"temperature": 0.0}, "needs temperature > 0"),
         ({"alpha": 1.0, "temperature": 0.0}, "needs texts_per_latent 1"),
         ({"alpha": 0.0, "texts_per_latent": 1}, "text_advantage pooled"),
+        ({"alpha": 0.9, "texts_per_latent": 1}, "text_advantage pooled; or set alpha 1"),
         ({"replay_steps": 5}, "only 4 steps are stochastic"),
         ({"sde_window": (3, 9)}, "sde_window must satisfy"),
+        ({"sde_window": (4, 5)}, "only the last of 5 steps"),
         ({"num_iterations": 0}, "num_iterations >= 1"),
     ],
 )
 def test_contradictory_settings_are_refused_with_the_remedy(fields, match):
     with pytest.raises(ValueError, match=match):
         settings(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"texts_per_latent": 1, "alpha": 1.0},
+        {"texts_per_latent": 1, "text_advantage": "pooled"},
+        {"sde_window": (3, 5)},
+        {"sde_window": (4, 5), "alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_the_remedies_of_refused_settings_train(reasoner, fields):
+    config = settings(**fields)
+    value, _ = rl.loss(reasoner, sampled(reasoner, config), config)
+    value.backward()
+    assert sum(p.grad.abs().sum() for p in reasoner.parameters() if p.grad is not None) > 0
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------

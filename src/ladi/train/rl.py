@@ -105,10 +105,10 @@ class PolicyConfig:
             )
         if self.alpha < 1 and self.temperature <= 0:
             raise ValueError("texts are trained by sampling: alpha below 1 needs temperature > 0; or set alpha 1")
-        if self.alpha == 0 and self.texts_per_latent == 1 and self.text_advantage == "within_latent":
+        if self.alpha < 1 and self.texts_per_latent == 1 and self.text_advantage == "within_latent":
             raise ValueError(
-                "a latent with one text has nothing to compare it with: alpha 0 with texts_per_latent 1 needs "
-                "text_advantage pooled"
+                f"a latent with one text has nothing to compare it with: alpha {self.alpha} with texts_per_latent 1 "
+                "needs text_advantage pooled; or set alpha 1 (latents only), or more texts_per_latent"
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
@@ -119,6 +119,11 @@ class PolicyConfig:
             )
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
+            if available == 0:
+                raise ValueError(
+                    f"sde_window {self.sde_window} holds only the last of {self.num_steps} steps, which is never "
+                    f"stochastic: alpha {self.alpha} needs an earlier step in it; or set alpha 0"
+                )
             if self.replay_steps > available:
                 raise ValueError(f"replay_steps is {self.replay_steps}, but only {available} steps are stochastic")
 
