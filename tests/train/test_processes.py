@@ -165,8 +165,12 @@ def test_kinds_of_fsdp_that_are_not_supported_are_refused(monkeypatch, settings,
         sharding.requested()
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(loop.Accelerator, "num_processes", 3)
-    settings = loop.LoopConfig(steps=1, batch_size=4, micro_batch_size=2)
-    with pytest.raises(ValueError, match="multiple of the number of processes"):
+@pytest.mark.parametrize(
+    ("number", "batch_size", "said"),
+    [(3, 4, "multiple of the number of processes"), (4, 12, "no multiple of micro_batch_size")],
+)
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path, number, batch_size, said):
+    monkeypatch.setattr(loop.Accelerator, "num_processes", number)
+    settings = loop.LoopConfig(steps=1, batch_size=batch_size, micro_batch_size=2)
+    with pytest.raises(ValueError, match=said):
         loop.run(settings, tmp_path, torch.nn.Linear(1, 1), lambda *_: None, lambda *_: None, label="x")
