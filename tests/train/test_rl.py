@@ -26,7 +26,7 @@ from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
 from ladi.train.policy import Texts, score, text_statistics
 from ladi.train.rewards import RewardConfig, RewardError, Rewards
-from tests.conftest import tiny_backbone
+from tests.conftest import stop_every_third, tiny_backbone
 
 TASK = Countdown(size=3, max_input=20)
 PROBLEMS = [TASK.problem("train", i) for i in range(3)]
@@ -96,6 +96,20 @@ def test_transition_densities_are_those_of_the_normal_distribution(reasoner):
     found = rl.old_transition_log_probs(paths, 0, steps, "sum")
     normal = torch.distributions.Normal(paths.means[:, :, 0, steps], paths.stds[steps][:, None, None])
     torch.testing.assert_close(found, normal.log_prob(paths.states[:, :, 0, steps + 1]).sum((-2, -1)))
+
+
+def test_the_push_beside_the_drift_is_measured_where_trajectories_run(reasoner, monkeypatch):
+    stop_every_third(monkeypatch, reasoner)
+    paths = sampled(reasoner, settings(guidance=2.0)).paths
+    assert paths.num_blocks[:, :3].tolist() == [[1, 3, 3], [3, 3, 1], [3, 1, 3]]
+    strengths = []
+    for question, trajectory in torch.cartesian_prod(torch.arange(3), torch.arange(4)):
+        for block in range(int(paths.num_blocks[question, trajectory])):
+            at = question, trajectory, block
+            pushes = paths.pushes[at].flatten(1)
+            drifts = paths.means[at].flatten(1) - pushes - paths.states[at][:-1].flatten(1)
+            strengths += (pushes.norm(dim=1) / drifts.norm(dim=1)).tolist()
+    assert rl.latent_statistics(paths)["latent/push_to_drift"].item() == pytest.approx(sum(strengths) / len(strengths))
 
 
 def test_the_transition_kl_is_flow_grpos_closed_form(reasoner):

@@ -115,15 +115,15 @@ def denoise(
     reasoner: Reasoner,
     prefix: Prefix,
     null_prefix: Prefix | None,
-    shape: tuple[int, int],
+    running: Bool[Tensor, "B R"],
     config: SampleConfig,
     generator: Source,
 ) -> SdePath:
-    """The path of one block of `shape` = (B, R) trajectories along the grid, noise first.
+    """The path of one block of B x R trajectories along the grid, noise first.
 
-    `prefix` has B rows, shared by the trajectories of a question, or B * R rows, one for each trajectory.
+    `prefix` has B rows, shared by the trajectories of a question, or B * R rows, one for each trajectory. Trajectories
+    that are not `running` have finished: their block is padding, and repels no other.
     """
-    batch, num_latents = shape
     rows = len(prefix.valid)
 
     def conditioned_on(prefix: Prefix):
@@ -138,8 +138,8 @@ def denoise(
     velocity = conditioned_on(prefix)
     if null_prefix is not None:
         velocity = with_guidance(velocity, conditioned_on(null_prefix), config.guidance_scale)
-    push = repulsion_push(config.guidance, config.bandwidth) if config.guidance else None
-    block = (batch, num_latents, reasoner.config.num_latents, reasoner.config.latent_width)
+    push = repulsion_push(config.guidance, config.bandwidth, running) if config.guidance else None
+    block = (*running.shape, reasoner.config.num_latents, reasoner.config.latent_width)
     x = config.initial_noise * normal(block, generator).to(prefix.valid.device)
     return integrate_sde(velocity, x, config.times(), config.noise_level, generator, push, config.sde_window)
 
@@ -163,7 +163,7 @@ def generate_latents(
     num_blocks = torch.zeros_like(running, dtype=torch.long)
     paths, processed = [], ids.numel() + batch
     for _ in range(reasoner.config.max_blocks):
-        paths.append(denoise(reasoner, prefix, null_prefix, (batch, num_latents), config, generator))
+        paths.append(denoise(reasoner, prefix, null_prefix, running.view(batch, num_latents), config, generator))
         processed += config.num_steps * batch * num_latents * (reasoner.config.num_latents + 1)
         num_blocks += running
         if len(paths) == reasoner.config.max_blocks:

@@ -20,6 +20,7 @@ from ladi.draws import Source, child, shared
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
+from ladi.losses import masked_mean
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, continue_ids, expand
@@ -256,14 +257,16 @@ def sample_rollout(
 
 def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
     """Spread of a question's finished first blocks, entropy of a noisy transition (both per number of a block), and the
-    length of the repulsion's push beside that of the drift."""
+    length of the repulsion's push beside that of the drift, mean over real blocks and steps."""
     first = paths.latents[:, :, 0]
     stats = {}
     if first.shape[1] > 1:
         stats["latent/spread"] = mean_pairwise_distance(first).mean() / first[0, 0].numel() ** 0.5
     if paths.pushes is not None:
         drift = paths.means - paths.pushes - paths.states[:, :, :, :-1]
-        stats["latent/push_to_drift"] = relative_strength(paths.pushes, drift).mean()
+        strength = relative_strength(paths.pushes, drift)  # (P, R, K, S)
+        real = torch.arange(strength.shape[2], device=strength.device) < paths.num_blocks[..., None]
+        stats["latent/push_to_drift"] = masked_mean(strength, real[..., None].expand_as(strength))
     noisy = paths.stds[paths.stds > 0]
     if len(noisy):
         stats["latent/transition_entropy"] = (0.5 * torch.log(2 * torch.pi * torch.e * noisy.square())).mean()
