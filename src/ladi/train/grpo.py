@@ -19,14 +19,21 @@ from ladi.rl.objective import (
     alone,
     group_advantages,
     reward_statistics,
-    surrogate,
-    token_kl,
 )
 from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import (
+    TextReplay,
+    Texts,
+    optimise,
+    score,
+    text_log_probs,
+    text_statistics,
+    text_surrogate,
+    zero_loss,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -120,7 +127,7 @@ def sample_rollout(
                 backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts
             )
             old = old.view_as(texts.ids)
-    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    counted = texts.counted(policy.mask_truncated_completions)
     return Rollout(
         questions=questions,
         texts=texts,
@@ -158,19 +165,22 @@ def loss(
     if not bool(kept.any()):
         return zero_loss(backbone), terms
     rollout = rollout.rows(kept.nonzero().squeeze(1).cpu())
-    new, entropy = replay(backbone, rollout, policy)
-    old = new.detach() if rollout.old_log_probs is None else rollout.old_log_probs.flatten(0, 2)
-    mask = rollout.texts.valid.flatten(0, 2)
-    if policy.mask_truncated_completions:
-        mask = mask & rollout.texts.finished.flatten()[:, None]
-    kl = None
+    now, then = replay(backbone, rollout, policy), None
     if reference is not None:
         with torch.no_grad():
-            kl_reference, _ = replay(reference, rollout, policy)
-        kl = token_kl(new, kl_reference)
-    value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size, kl, policy.beta)
-    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, {**terms, "loss/text": value.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+            then = replay(reference, rollout, policy)
+    value, stats = text_surrogate(
+        rollout.texts,
+        now,
+        rollout.old_log_probs,
+        rollout.advantages,
+        config.text,
+        size,
+        policy.mask_truncated_completions,
+        then,
+        policy.beta,
+    )
+    return value, {**terms, **stats}
 
 
 def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:

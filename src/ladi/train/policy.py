@@ -16,7 +16,7 @@ from ladi.draws import Source, Streams
 from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone, compute_again
 from ladi.models.decoding import Continuation, Prefix, append, expand, select_rows
-from ladi.rl.objective import Total
+from ladi.rl.objective import Normaliser, SurrogateConfig, Total, surrogate, token_kl
 from ladi.tasks.base import TIMEOUT, Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
@@ -43,6 +43,10 @@ class Texts:
     def rows(self, rows: Tensor) -> "Texts":
         """Those of some questions."""
         return Texts(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+    def counted(self, mask_truncated: bool) -> Bool[Tensor, "P R M T"]:
+        """The tokens that a loss counts: all valid ones, or with `mask_truncated` those of finished texts only."""
+        return self.valid & (self.finished[..., None] | (not mask_truncated))
 
 
 def score(
@@ -134,6 +138,31 @@ def text_log_probs(
 
     log_probs, entropies = read_behind(prefix, (ids, valid), read, at_once)
     return log_probs, entropies
+
+
+def text_surrogate(
+    texts: Texts,
+    now: TextReplay,
+    old_log_probs: Float[Tensor, "*lead T"] | None,
+    advantages: Float[Tensor, "*lead"],
+    config: SurrogateConfig,
+    size: Normaliser,
+    mask_truncated: bool,
+    reference: TextReplay | None = None,
+    beta: float = 0.0,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The clipped surrogate of sampled texts, whose elements are tokens, and its terms for the log.
+
+    `now` and `reference` are replays of all texts, by the weights that learn and by those that the KL is taken from.
+    Without `old_log_probs` the texts were drawn by the weights that learn.
+    """
+    new, entropy = now
+    old = new.detach() if old_log_probs is None else old_log_probs.flatten(0, -2)
+    mask = texts.counted(mask_truncated).flatten(0, 2)
+    kl = None if reference is None else token_kl(new, reference[0])
+    value, stats = surrogate(new, old, advantages.flatten(), mask, config, size, kl, beta)
+    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
+    return value, {"loss/text": value.detach(), **{f"text/{name}": x for name, x in stats.items()}}
 
 
 @runtime_checkable

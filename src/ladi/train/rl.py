@@ -36,13 +36,21 @@ from ladi.rl.objective import (
     reward_statistics,
     surrogate,
     text_advantages,
-    token_kl,
 )
 from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import TextReplay, Texts, optimise, score, text_log_probs, text_statistics, zero_loss
+from ladi.train.policy import (
+    TextReplay,
+    Texts,
+    optimise,
+    score,
+    text_log_probs,
+    text_statistics,
+    text_surrogate,
+    zero_loss,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 
@@ -237,7 +245,7 @@ def sample_rollout(
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
         noisy = noisy[torch.randperm(len(noisy), generator=shared(source))[: policy.replay_steps]].sort().values
-    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    counted = texts.counted(policy.mask_truncated_completions)
     utilities = texts.rewards.mean(2)
     kind, scale, clamp = policy.text_advantage, policy.scale_rewards, policy.advantage_clamp
     return Rollout(
@@ -404,9 +412,19 @@ def loss(
     if now.texts is not None:
         num_texts = num_sequences * policy.texts_per_latent
         size = Normaliser(num_texts, share * rollout.num_tokens, reasoner.config.max_answer_tokens)
-        text_loss, stats = text_term(rollout, now.texts, then and then.texts, config, size)
+        text_loss, stats = text_surrogate(
+            rollout.texts,
+            now.texts,
+            rollout.old_text_log_probs,
+            rollout.text_advantages,
+            config.text,
+            size,
+            policy.mask_truncated_completions,
+            then and then.texts,
+            policy.beta,
+        )
         value = value + (1 - policy.alpha) * text_loss
-        terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+        terms |= stats
     return value, terms
 
 
@@ -414,13 +432,6 @@ def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Conf
     """Surrogate of the trajectories: elements are the replayed transitions of all real blocks."""
     policy, paths = config.policy, rollout.paths
     dims = paths.latents[0, 0, 0].numel() if policy.log_prob_reduction == "mean" else 1
-    clip = config.latent
-    scaled = SurrogateConfig(
-        loss_type=clip.loss_type,
-        importance_sampling_level=clip.importance_sampling_level,
-        epsilon=clip.epsilon / dims,
-        epsilon_high=clip.high / dims,
-    )
     new = torch.cat([block.log_probs for block in now.blocks], dim=2)
     reduction, steps = policy.log_prob_reduction, rollout.steps
     old = torch.cat([old_transition_log_probs(paths, k, steps, reduction) for k in range(len(now.blocks))], dim=2)
@@ -435,7 +446,7 @@ def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Conf
         old.flatten(0, 1),
         rollout.latent_advantages.flatten(),
         mask.flatten(0, 1),
-        scaled,
+        config.latent.per_number(dims),
         size,
         kl,
         policy.beta,
@@ -446,19 +457,6 @@ def transition_kl(a: Transitions, b: Transitions, reduction: Reduction) -> Float
     """KL of each replayed transition from the reference's; Flow-GRPO's closed form in v, here through the means."""
     stds = a.stds[..., None, None]
     return gaussian_kl(a.means, stds, b.means, stds, reduction)
-
-
-def text_term(rollout: Rollout, now: TextReplay, then: TextReplay | None, config: Config, size: Normaliser):
-    """Surrogate of the texts: elements are their tokens."""
-    policy, texts, (new, entropy) = config.policy, rollout.texts, now
-    old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 2)
-    mask = texts.valid.flatten(0, 2)
-    if policy.mask_truncated_completions:
-        mask = mask & texts.finished.flatten()[:, None]
-    kl = None if then is None else token_kl(new, then[0])
-    value, stats = surrogate(new, old, rollout.text_advantages.flatten(), mask, config.text, size, kl, policy.beta)
-    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, stats
 
 
 def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:
