@@ -128,6 +128,12 @@ def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, 
     assert trained == ["sft", "vae", "reasoner", "rollout"]
 
 
+@pytest.mark.parametrize("fields", [{"num_latents": 1}, {"texts_per_latent": 1}], ids=str)
+def test_the_quickstart_refuses_at_once_what_reinforcement_would_refuse_at_its_end(fields):
+    with pytest.raises(ValueError, match="num_latents >= 2 and texts_per_latent >= 2"):
+        quickstart.Config(**fields)
+
+
 def test_a_preset_without_bundled_models_is_said(tmp_path):
     config = quickstart.Config(out_dir=tmp_path, preset="jsonl_small")
     with pytest.raises(ValueError, match="add --from-scratch"):
