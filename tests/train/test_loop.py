@@ -73,7 +73,7 @@ def last_tensors(run_dir):
 
 
 def logged(run_dir):
-    return [{k: v for k, v in line.items() if k != "time/step_s"} for line in read_metrics(run_dir)]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run_dir)]
 
 
 def assert_same_run(a, b):

@@ -101,7 +101,7 @@ def copy_interrupted(run: Path, to: Path) -> None:
 
 def logged(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time/step_s"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """LaDi-RL and token GRPO: ratios, densities, KL, zero-variance groups, a bandit, resume."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,7 +87,7 @@ def test_text_log_probs_of_replay_equal_those_kept_at_sampling(reasoner):
     assert rollout.old_text_log_probs is not None
     assert now.texts is not None
     valid = rollout.texts.valid
-    new = now.texts[0].view_as(rollout.old_text_log_probs)
+    new = now.texts.view_as(rollout.old_text_log_probs)
     torch.testing.assert_close(new[valid], rollout.old_text_log_probs[valid], rtol=0, atol=1e-4)
 
 
@@ -327,7 +328,7 @@ def test_verdicts_that_reached_a_time_limit_are_counted(backbone, monkeypatch):
 
     monkeypatch.setattr(rewards_module, "verify_all", judge)
     ids = torch.zeros(6, 2, dtype=torch.long)
-    sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), 0)
+    sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), ids.float(), 0)
     texts = score(backbone, Rewards(RewardConfig(), TASK), PROBLEMS[:2], sampled, (3, 1), whole=False)
     assert texts.timed_out.flatten().tolist() == [False, True, False, True, True, False]
     assert text_statistics(texts)["rollout/judge_timeouts"].item() == 0.5
@@ -453,7 +454,34 @@ def test_micro_batches_give_the_step_of_the_whole_batch(saved, loss_type):
     assert logs[0]["reward/mean"] == pytest.approx(logs[1]["reward/mean"])
 
 
-def run_grpo(folder, out, steps, **policy):
+EVERY_UPDATE = {"reward/mean", "reward/between_latent_var", "reward/within_latent_var", "reward/zero_variance_share"}
+EVERY_UPDATE |= {"rollout/distinct_correct", "text/entropy", "optim/grad_norm", "time/samples_per_s"}
+"""What is logged of rollouts whether or not they teach anything."""
+
+
+@pytest.mark.parametrize("reward", [vowels, lambda questions, texts, **columns: [1.0] * len(texts)])
+@pytest.mark.parametrize("alpha", [1.0, 0.9, 0.0])
+def test_every_update_logs_what_shows_a_collapse_also_without_contrast_or_text_loss(saved, reward, alpha):
+    config = replace(settings(alpha=alpha, num_iterations=2), out_dir=saved / "run", model_dir=saved / "reasoner")
+    rl.main(replace(config, loop=loop_settings(2)), [reward])
+    logs = [json.loads(line) for line in (saved / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(logs) == 2
+    for line in logs:
+        assert EVERY_UPDATE | {"latent/spread", "latent/transition_entropy"} <= line.keys()
+        assert 0 < line["text/entropy"] < math.log(40)
+        texts = line["time/samples_per_s"] * line["time/step_s"]
+        assert texts == pytest.approx(3 * 4 * 3 / 2)  # questions x latents x texts, shared by two steps
+
+
+@pytest.mark.parametrize("reward", [vowels, lambda questions, texts, **columns: [1.0] * len(texts)])
+def test_every_update_of_token_grpo_logs_it_too(saved, reward):
+    path = run_grpo(saved, "grpo", 1, reward=reward)
+    line = json.loads((path.parent / "metrics.jsonl").read_text())
+    assert line.keys() >= EVERY_UPDATE
+    assert line["time/samples_per_s"] * line["time/step_s"] == pytest.approx(3 * 6)
+
+
+def run_grpo(folder, out, steps, reward=vowels, **policy):
     config = grpo.Config(
         out_dir=folder / out,
         data=DataConfig(task=TASK, num_train=100),
@@ -461,7 +489,7 @@ def run_grpo(folder, out, steps, **policy):
         policy=grpo.PolicyConfig(**{"num_generations": 6, "max_completion_length": 8, **policy}),
         loop=loop_settings(steps),
     )
-    return grpo.main(config, [vowels])
+    return grpo.main(config, [reward])
 
 
 def test_grpo_raises_the_reward(saved):

@@ -41,7 +41,16 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, read_behind, score, text_log_probs, text_statistics, text_surrogate
+from ladi.train.policy import (
+    Texts,
+    optimise,
+    read_behind,
+    score,
+    text_entropy,
+    text_log_probs,
+    text_statistics,
+    text_surrogate,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 Filter = Literal["none", "random", "value"]
@@ -251,7 +260,7 @@ def sample_rollout(
     old_text = None
     if policy.text_weight and policy.num_iterations > 1:
         main_prefix, _ = assistant.main_prefix(questions, latents, rows)
-        old_text, _ = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
+        old_text = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
         old_text = old_text.view(*decoded.shape, -1)
     return Rollout(
         questions=questions,
@@ -268,6 +277,7 @@ def sample_rollout(
         metrics={
             **reward_statistics(judged),
             **text_statistics(texts),
+            **text_entropy(sampled, total),
             **latent_statistics(latents, assistant.policy.std),
             **cost_statistics(cost, decoded, policy.num_generations, total),
             "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
@@ -384,11 +394,11 @@ def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
     policy, texts = config.policy, rollout.texts
     prefix, _ = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
     ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
-    now = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature)
+    new = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature)
     share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
     masked = policy.mask_truncated_completions
-    return text_surrogate(texts, now, rollout.old_text_log_probs, rollout.advantages, config.text, size, masked)
+    return text_surrogate(texts, new, rollout.old_text_log_probs, rollout.advantages, config.text, size, masked)
 
 
 def treatment(config: Config) -> loop.Treatment:
@@ -420,6 +430,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(assistant, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="dlr",
+        texts_per_question=config.policy.num_decoded,
         on_log=on_log,
         treatment=treatment(config),
     )

@@ -25,10 +25,10 @@ from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
-    TextReplay,
     Texts,
     optimise,
     score,
+    text_entropy,
     text_log_probs,
     text_statistics,
     text_surrogate,
@@ -123,9 +123,7 @@ def sample_rollout(
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
         old = None
         if policy.num_iterations > 1:
-            old, _ = text_log_probs(
-                backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts
-            )
+            old = text_log_probs(backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts)
             old = old.view_as(texts.ids)
     counted = texts.counted(policy.mask_truncated_completions)
     return Rollout(
@@ -135,12 +133,12 @@ def sample_rollout(
         advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(counted.sum())),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
-        metrics={**reward_statistics(texts.rewards), **text_statistics(texts)},
+        metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **text_entropy(sampled, total)},
     )
 
 
-def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> TextReplay:
-    """Log-probabilities and entropies (P * M, T) of the sampled tokens under the present weights."""
+def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> Float[Tensor, "S T"]:
+    """Log-probabilities (S = P * M) of the sampled tokens under the present weights."""
     ids, valid = rollout.texts.ids.flatten(0, 2), rollout.texts.valid.flatten(0, 2)
     prefix = open_question(backbone, rollout.questions)
     return text_log_probs(backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
@@ -199,6 +197,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(backbone, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="grpo",
+        texts_per_question=config.policy.num_generations,
         on_log=on_log,
     )
     return loop.save_final(backbone, run_dir)

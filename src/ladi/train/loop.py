@@ -386,6 +386,7 @@ def run(
     on_log: OnLog | None = None,
     treatment: Treatment = ALIKE,
     by_layer: bool = True,
+    samples_per_step: float = 0.0,
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
@@ -396,7 +397,8 @@ def run(
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
     which parameters have another learning rate or are not clipped. `by_layer` lets FSDP gather weights layer by layer;
     off, for losses that call the layers more or less often as the data require, and for all that sample, it gathers
-    them for whole steps. Use the model that is returned: under FSDP the one passed in holds shards from then on.
+    them for whole steps. `samples_per_step` are what a step draws itself, logged as `time/samples_per_s`. Use the model
+    that is returned: under FSDP the one passed in holds shards from then on.
 
     Raises:
         ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes in
@@ -452,6 +454,8 @@ def run(
             is_last = state.step == config.steps
             if accelerator.is_main_process and (state.step % config.log_every == 0 or is_last):
                 means = meter.take()
+                if samples_per_step:
+                    means["time/samples_per_s"] = samples_per_step / means["time/step_s"]
                 append_metrics(run_dir, state.step, means)
                 accelerator.log(means, step=state.step)
                 advance(state.step, means)

@@ -42,10 +42,10 @@ from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
-    TextReplay,
     Texts,
     optimise,
     score,
+    text_entropy,
     text_log_probs,
     text_statistics,
     text_surrogate,
@@ -240,7 +240,7 @@ def sample_rollout(
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
         old = None
         if policy.num_iterations > 1 and policy.alpha < 1:
-            old, _ = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
+            old = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
             old = old.view_as(texts.ids)
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
@@ -259,13 +259,21 @@ def sample_rollout(
         num_tokens=int(total(counted.sum())),
         num_transitions=int(total(paths.num_blocks.sum())) * len(noisy),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
-        metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **latent_statistics(paths)},
+        metrics={
+            **reward_statistics(texts.rewards),
+            **text_statistics(texts),
+            **text_entropy(sampled, total),
+            **latent_statistics(paths),
+        },
     )
 
 
 def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
-    """Spread of a question's finished first blocks, entropy of a noisy transition (both per number of a block), and the
-    length of the repulsion's push beside that of the drift, mean over real blocks and steps."""
+    """Spread of a question's finished first blocks and entropy of a noisy transition, both per number of a block, and
+    the length of the repulsion's push beside that of the drift, mean over real blocks and steps.
+
+    The entropy is the noise's, a constant of the grid and the noise level; whether latents collapse, the spread tells.
+    """
     first = paths.latents[:, :, 0]
     stats = {}
     if first.shape[1] > 1:
@@ -331,17 +339,17 @@ def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: 
     return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)])
 
 
-def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> TextReplay:
-    """Sampled texts under the present weights, several after each of the prefix's rows."""
+def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> Tensor:
+    """Log-probabilities (S, T) of sampled texts under the present weights, several after each of the prefix's rows."""
     return text_log_probs(reasoner.backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A rollout under the present weights; `texts` (log-probabilities and entropies) is None where not asked for."""
+    """A rollout under the present weights; `texts` (log-probabilities) is None where not asked for."""
 
     blocks: list[Transitions]
-    texts: TextReplay | None
+    texts: Float[Tensor, "S T"] | None
 
 
 def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> Replay:
@@ -420,7 +428,7 @@ def loss(
             config.text,
             size,
             policy.mask_truncated_completions,
-            then and then.texts,
+            None if then is None else then.texts,
             policy.beta,
         )
         value = value + (1 - policy.alpha) * text_loss
@@ -477,6 +485,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(reasoner, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="rl",
+        texts_per_question=config.policy.num_latents * config.policy.texts_per_latent,
         on_log=on_log,
     )
     return loop.save_final(reasoner, run_dir)
