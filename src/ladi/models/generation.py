@@ -78,7 +78,8 @@ class LatentPaths:
 
     `states` hold every block at every time of the grid `times` (1 first), standardised; the last ones are the finished
     blocks. Block k of a trajectory is real where k < `num_blocks`. `means`, `stds` and `pushes` are those of
-    `flow.solver.SdePath`: what a policy gradient needs.
+    `flow.solver.SdePath`: what a policy gradient needs. `tokens_processed` counts positions of all passes, padding and
+    trajectories that have finished included.
     """
 
     means: Float[Tensor, "B R K S N D"]
@@ -164,7 +165,7 @@ def generate_latents(
     paths, processed = [], ids.numel() + batch
     for _ in range(reasoner.config.max_blocks):
         paths.append(denoise(reasoner, prefix, null_prefix, running.view(batch, num_latents), config, generator))
-        processed += config.num_steps * batch * num_latents * (reasoner.config.num_latents + 1)
+        processed += config.num_steps * len(running) * (reasoner.config.num_latents + 1)
         num_blocks += running
         if len(paths) == reasoner.config.max_blocks:
             break
@@ -175,7 +176,7 @@ def generate_latents(
         prefix, stop_logit = reasoner.add_block(prefix, z, running)
         if null_prefix is not None:
             null_prefix, _ = reasoner.add_block(null_prefix, z, running)
-        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
+        processed += len(running) * (reasoner.config.num_latents + 2)
         running = running & (stop_logit < 0)
         if not bool(running.any()):
             break
@@ -191,7 +192,7 @@ def generate_latents(
         pushes=stacked(pushes) if pushes else None,
         num_blocks=num_blocks.view(batch, num_latents),
         times=config.times(),
-        tokens_processed=processed,
+        tokens_processed=processed if null_prefix is None else 2 * processed,  # all of it once more for the null
     )
 
 
@@ -200,12 +201,12 @@ def finished_prefix(
 ) -> tuple[Prefix, int]:
     """The prefix of B * R rows after which the answer comes: question and finished blocks; and tokens processed."""
     num_latents, most_blocks = latents.shape[1:3]
-    prefix = expand(reasoner.open(reasoner.backbone.tokenize(questions, side="left")), num_latents)
-    processed = 0
+    opened = reasoner.open(reasoner.backbone.tokenize(questions, side="left"))
+    prefix, processed = expand(opened, num_latents), opened.valid.numel()
     for block in range(most_blocks):
         running: Bool[Tensor, " rows"] = (num_blocks > block).flatten()
         prefix, _ = reasoner.add_block(prefix, latents[:, :, block].flatten(0, 1), running)
-        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
+        processed += len(running) * (reasoner.config.num_latents + 2)
     return reasoner.close(prefix), processed + len(prefix.valid)
 
 
