@@ -60,7 +60,7 @@ def test_a_token_of_probability_0_is_never_drawn():
 @torch.no_grad()
 def test_entropies_of_drawn_tokens_are_those_of_one_pass_over_the_whole_text(backbone):
     """Also where rows that ended are dropped on the way."""
-    prefix = expand(open_question(backbone, ["1,2:3", "44-19"]), 40)
+    prefix = expand(open_question(backbone, ["1,2:3", "44-19"], backbone.soa), 40)
     out = continue_ids(backbone, prefix, 12, 1.5, torch.Generator().manual_seed(0))
     assert out.finished.any()
     assert not out.finished.all()

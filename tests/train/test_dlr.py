@@ -209,7 +209,7 @@ def test_contradictions_are_refused(fields, said):
 def alone(folder) -> list[str]:
     """The main model's own greedy answers, without latents."""
     main = load_main(str(folder))
-    return continue_text(main, open_question(main, [p.question for p in PROBLEMS]), 6)[0]
+    return continue_text(main, open_question(main, [p.question for p in PROBLEMS], main.soa), 6)[0]
 
 
 def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):

@@ -47,7 +47,7 @@ def sample_ar(
     generator: Source,
 ) -> tuple[list[list[str]], int]:
     """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
-    prefix = open_question(backbone, questions)
+    prefix = open_question(backbone, questions, backbone.soa)
     texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
     grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
     return grouped, decoded + prefix.valid.numel()

@@ -45,11 +45,10 @@ def append(
     return Prefix(past, torch.cat([cached_valid, valid], 1), position, hidden[:, -1]), hidden
 
 
-def open_question(backbone: Backbone, questions: Sequence[str]) -> Prefix:
-    """The cached prefix `question <soa>` of a token-level model."""
+def open_question(backbone: Backbone, questions: Sequence[str], token: int) -> Prefix:
+    """The cached prefix `question <token>`: `<soa>` of a token-level model, `<bot>` of an assistant."""
     ids, valid = backbone.tokenize(questions, side="left")
-    soa = torch.full_like(ids[:, :1], backbone.soa)
-    embeds = backbone.embed(torch.cat([ids, soa], dim=1))
+    embeds = backbone.embed(torch.cat([ids, torch.full_like(ids[:, :1], token)], dim=1))
     return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
 

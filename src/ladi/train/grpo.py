@@ -117,7 +117,7 @@ def sample_rollout(
     policy = config.policy
     questions = [problem.question for problem in problems]
     with torch.no_grad():
-        prefix = open_question(backbone, questions)
+        prefix = open_question(backbone, questions, backbone.soa)
         expanded = expand(prefix, policy.num_generations)
         sampled = continue_ids(backbone, expanded, policy.max_completion_length, policy.temperature, source)
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
@@ -140,7 +140,7 @@ def sample_rollout(
 def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> Float[Tensor, "S T"]:
     """Log-probabilities (S = P * M) of the sampled tokens under the present weights."""
     ids, valid = rollout.texts.ids.flatten(0, 2), rollout.texts.valid.flatten(0, 2)
-    prefix = open_question(backbone, rollout.questions)
+    prefix = open_question(backbone, rollout.questions, backbone.soa)
     return text_log_probs(backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
