@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What matters in LaDi-RL, on Countdown-3 from the bundled stage-1 model: one setting changed at a time, 50 updates each
-# of 24 puzzles x 32 texts at learning rate 5e-5, one seed. Twenty-five minutes of training and six of evaluation on two cores.
+# of 24 puzzles x 32 texts at learning rate 5e-5, one seed. One text per latent has no other of its latent to be compared
+# with, so those rows change the text advantages or leave them out too. Half an hour on two cores, evaluation included.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -23,7 +24,9 @@ one 01_alpha_0 "alpha 0 (texts only)" --policy.alpha 0.0
 one 02_alpha_05 "alpha 0.5" --policy.alpha 0.5
 one 03_alpha_1 "alpha 1 (latents only)" --policy.alpha 1.0
 one 04_pooled "pooled text advantage" --policy.text-advantage pooled
-one 05_m1 "32 x 1" --policy.num-latents 32 --policy.texts-per-latent 1
+one 05_m1_latents "32 x 1, latents only" --policy.num-latents 32 --policy.texts-per-latent 1 --policy.alpha 1.0
+one 05_m1_pooled "32 x 1, pooled text advantages" --policy.num-latents 32 --policy.texts-per-latent 1 \
+  --policy.text-advantage pooled
 one 06_noise_03 "noise level 0.3" --policy.noise-level 0.3
 one 07_noise_1 "noise level 1.0" --policy.noise-level 1.0
 one 08_k5 "5 steps" --policy.num-steps 5

@@ -36,3 +36,14 @@ def reasoner(backbone) -> LatentReasoner:
         for head in (model.velocity_head, model.stop_head):
             head.weight.normal_(0, 0.3, generator=generator)
     return model.eval()
+
+
+def stop_every_third(monkeypatch, reasoner):
+    """Let every third trajectory stop after its first block, and the others go on to the last."""
+    add_block = reasoner.add_block
+
+    def stopping(prefix, z, running):
+        grown, logit = add_block(prefix, z, running)
+        return grown, torch.where(torch.arange(len(logit)) % 3 == 0, 1.0, -1.0)
+
+    monkeypatch.setattr(reasoner, "add_block", stopping)

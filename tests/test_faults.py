@@ -2,8 +2,8 @@
 
     fault                                              here              elsewhere
     kill -9 at a random write to the run's folder      every stage
-    kill -9 at any moment, SIGTERM                     -                 train/test_loop.py
-    failure in the middle of a rollout                 -                 train/test_rl.py, train/test_dlr.py
+    kill -9 or SIGTERM once there is a checkpoint      -                 train/test_loop.py
+    kill -9 in the middle of a rollout                 rl, grpo, dlr     train/test_rl.py, train/test_dlr.py: exceptions
     full disk (a small tmpfs)                          what a run writes
     too little disk at the start                       -                 train/test_loop.py
     damaged newest checkpoint, damaged latents         every file
@@ -17,7 +17,7 @@
 
 Stages run as `ladi train ...` in processes of their own, forked from a server that has imported everything. A fault is
 a function that such a process calls first. No test waits for a time: processes are killed, and disks filled, by their
-own writes (audit events), and the random moments are drawn with fixed seeds.
+own writes (audit events) or rewards, and the random moments are drawn with fixed seeds.
 """
 
 import errno
@@ -156,7 +156,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def assert_same_result(run: Path, whole: Path) -> None:
     """Model and metrics are those of the uninterrupted run, bit for bit, and nothing half-made is left."""
     assert contents(run / "final") == contents(whole / "final")
-    logs = [[{k: v for k, v in line.items() if k != "time/step_s"} for line in read_metrics(r)] for r in (run, whole)]
+    logs = [
+        [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(r)] for r in (run, whole)
+    ]
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[0]] == [1, 2, 3, 4, 5]
     assert [path.name for path in checkpoints(run)] == [path.name for path in checkpoints(whole)]
@@ -207,6 +209,19 @@ def test_a_stage_killed_twice_resumes_to_the_uninterrupted_one(whole, tmp_path, 
     for last in ((whole / f"{stage}.writes").stat().st_size, 8):  # even a finished run writes 8 times when repeated
         code, said = ladi(tmp_path, args, partial(kill_at_write, run, chance.randint(1, last)))
         assert code == -signal.SIGKILL, said
+    code, said = ladi(tmp_path, args)
+    assert code == 0, said
+    assert_same_result(run, whole / stage)
+
+
+@pytest.mark.parametrize("stage", ["rl", "grpo", "dlr"])
+def test_a_stage_killed_in_the_middle_of_a_rollout_loses_that_rollout_only(whole, tmp_path, stage):
+    """The third rollout, of which texts are drawn but no advantage is known; two updates are in a checkpoint."""
+    args, run = command(whole, stage, tmp_path / "run"), tmp_path / "run"
+    code, said = ladi(tmp_path, args, partial(break_reward, "kills", 2))
+    assert code == -signal.SIGKILL, said
+    assert_stopped_with_checkpoint(run, whole / stage, 2)
+    assert [line["step"] for line in read_metrics(run)] == [1, 2]
     code, said = ladi(tmp_path, args)
     assert code == 0, said
     assert_same_result(run, whole / stage)
@@ -360,6 +375,7 @@ def test_examples_are_named_where_several_steps_share_a_rollout(whole, tmp_path)
 BROKEN_REWARDS = {
     "raises": (lambda *_, **__: 1 / 0, "raised ZeroDivisionError('division by zero') ("),
     "hangs": (lambda *_, **__: threading.Event().wait(), "took more than 0.05 s"),
+    "kills": (lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL), ""),
 }
 
 

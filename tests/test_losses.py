@@ -103,18 +103,6 @@ def test_the_velocity_error_sees_only_the_blocks_that_the_mask_keeps(velocities)
     assert torch.allclose(velocity_mse(v, target, MASK), expected)
 
 
-def test_weights_multiply_the_error_and_do_not_enter_the_count(velocities):
-    v, target = velocities
-    weight = torch.full((2, 4), 3.0)
-    assert torch.allclose(velocity_mse(v, target, MASK, weight), 3 * velocity_mse(v, target, MASK))
-
-
-def test_a_weight_of_0_removes_a_block_from_the_sum(velocities):
-    v, target = velocities
-    expected = torch.nn.functional.mse_loss(v[MASK], target[MASK]) * MASK.sum() / MASK.numel()
-    assert torch.allclose(velocity_mse(v, target, weight=MASK.float()), expected)
-
-
 def test_velocity_error_over_no_block_is_refused(velocities):
     with pytest.raises(ValueError, match="keeps nothing"):
         velocity_mse(*velocities, torch.zeros_like(MASK))

@@ -64,19 +64,15 @@ def velocity_mse(
     v: Float[Tensor, "*batch N D"],
     target: Float[Tensor, "*batch N D"],
     mask: Bool[Tensor, "*batch"] | None = None,
-    weight: Float[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Squared error of the velocity: mean over latents and channels, then over the blocks that `mask` keeps.
 
-    `weight` multiplies the error of each block before that mean, which divides by the number of blocks and
-    not by the sum of the weights. Without a mask all blocks count.
+    Without a mask all blocks count.
 
     Raises:
         ValueError: if the mask is empty.
     """
     error = (v.float() - target.float()).square().mean(dim=(-2, -1))  # (*batch)
-    if weight is not None:
-        error = error * weight.float()
     return error.mean() if mask is None else masked_mean(error, mask)
 
 

@@ -66,6 +66,13 @@ class Config:
     """Texts of each; token GRPO samples as many texts in all."""
     seed: int = 0
 
+    def __post_init__(self):
+        if min(self.num_latents, self.texts_per_latent) < 2:
+            raise ValueError(
+                "LaDi-RL compares a question's latents, and the texts of a latent: need num_latents >= 2 and "
+                f"texts_per_latent >= 2, got {self.num_latents} and {self.texts_per_latent}"
+            )
+
 
 def main(config: Config, console: Console) -> Path:
     """Run it all; returns the report's path.

@@ -84,6 +84,28 @@ def test_the_gradient_through_the_force_is_finite_for_equal_blocks():
     assert z.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("bandwidth", ["median", "median_over_log_n"])
+def test_blocks_that_do_not_run_are_as_good_as_removed(bandwidth):
+    """Groups of 0 to 6 running blocks of 6; the others lie far out, where they would set the bandwidth."""
+    running = torch.arange(6) < torch.arange(7)[:, None]
+    running = torch.stack(
+        [row[torch.randperm(6, generator=torch.Generator().manual_seed(i))] for i, row in enumerate(running)]
+    )
+    z = torch.where(running[..., None, None], blocks(7, 6, 2, 3), 100 + blocks(7, 6, 2, 3, seed=1))
+    force = repulsion(z, bandwidth, running)
+    for group, kept, found in zip(z, running, force, strict=True):
+        alone = repulsion(group[kept], bandwidth) if kept.any() else group[kept]
+        torch.testing.assert_close(found[kept], alone, rtol=1e-4, atol=1e-4)
+        assert (found[~kept] == 0).all()
+    assert force[3:].norm() > 0.1
+
+
+@pytest.mark.parametrize("bandwidth", ["median", "median_over_log_n"])
+def test_the_force_of_running_blocks_is_bit_for_bit_that_without_a_mask(bandwidth):
+    z = blocks(3, 7, 2, 3)
+    assert torch.equal(repulsion(z, bandwidth, torch.ones(3, 7, dtype=torch.bool)), repulsion(z, bandwidth))
+
+
 def test_two_blocks_at_the_median_feel_no_force():
     assert torch.allclose(repulsion(blocks(2, 3, 4)), torch.zeros(2, 3, 4), atol=1e-6)
 

@@ -9,9 +9,13 @@ import torch
 from ladi.inference import evaluate as evaluation
 from ladi.inference.evaluate import EvalConfig, by_latent, evaluate, judge, latent_use
 from ladi.inference.models import Drawn, MainCost
+from ladi.models.assistant import AssistantConfig, LatentAssistant
 from ladi.models.generation import SampleConfig
+from ladi.models.reasoner import LatentReasoner, ReasonerConfig
+from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig
 from ladi.tasks.base import Problem, Verdict
 from ladi.tasks.countdown import Countdown
+from tests.conftest import stop_every_third, tiny_backbone
 
 TASK = Countdown(size=3, max_input=20)
 
@@ -71,6 +75,60 @@ def test_results_do_not_depend_on_how_many_questions_are_sampled_at_once(reasone
     assert [*seen[0], *seen[1], *seen[2]] == seen[3]
     assert [*seen[4], *seen[5], *seen[6]] == seen[7]
     assert len(set(seen[3] + seen[7])) > 20
+
+
+@pytest.fixture
+def passes():
+    """`passes(lm)` begins to count the positions of a language model's passes; `passes.total` is their sum."""
+
+    class Passes:
+        total = 0
+
+        def __call__(self, lm):
+            lm.model.register_forward_pre_hook(self.count, with_kwargs=True)
+
+        def count(self, module, args, kwargs):
+            self.total += kwargs["inputs_embeds"].shape[:2].numel()
+
+    return Passes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sample"),
+    [
+        ({}, {}),
+        ({}, {"guidance_scale": 2.0}),
+        ({"texts_per_latent": 2}, {"temperature": 1.0}),
+        ({"rows_at_once": 6}, {"guidance": 1.0, "noise_level": 0.7}),
+        ({"readout": "vae"}, {"guidance_scale": 2.0}),
+    ],
+    ids=str,
+)
+def test_the_tokens_processed_are_what_hooks_count(passes, monkeypatch, fields, sample):
+    """Of questions of different lengths, and of trajectories that stop at different blocks."""
+    vae = ThoughtVAE.from_backbone(
+        ThoughtVAEConfig(num_latents=2, latent_width=4, max_block_tokens=6, reads_context=True), tiny_backbone()
+    )
+    shape = ReasonerConfig(num_latents=2, latent_width=4, max_blocks=3, max_answer_tokens=8)
+    reasoner = LatentReasoner.from_backbone(shape, tiny_backbone(), vae).eval()
+    stop_every_third(monkeypatch, reasoner)
+    passes(reasoner.backbone.lm)
+    passes(vae.decoder.lm)
+    config = settings(sample=SampleConfig(num_steps=3, **sample), **fields)
+    problems = [TASK.problem("test", i) for i in range(3)]
+    assert len({len(problem.question) for problem in problems}) > 1
+    assert evaluation.run_samples(reasoner, problems, config).tokens_processed == passes.total > 0
+
+
+def test_the_tokens_processed_by_other_models_are_what_hooks_count_too(passes):
+    problems = [TASK.problem("test", i) for i in range(3)]
+    assistant = LatentAssistant.from_backbones(AssistantConfig(latent_width=4), tiny_backbone(), tiny_backbone(), "")
+    passes(assistant.policy.backbone.lm)
+    passes(assistant.main.lm)
+    for model in (assistant, assistant.main):
+        passes.total = 0
+        judged = evaluation.run_samples(model, problems, settings(sample=SampleConfig(temperature=1.0)))
+        assert judged.tokens_processed == passes.total > 0
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ def one_by_one(reasoner, question, latents) -> list[str]:
 def test_blocks_are_read_after_the_question_and_what_was_read_before(reasoner):
     latents = torch.randn(2, 3, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     num_blocks = torch.tensor([[3, 1, 2], [2, 3, 1]])
-    found = vae_texts(reasoner, QUESTIONS, latents, num_blocks, "|")
+    found, _ = vae_texts(reasoner, QUESTIONS, latents, num_blocks, "|")
     for i, question in enumerate(QUESTIONS):
         for j in range(3):
             blocks = one_by_one(reasoner, question, latents[i, j])[: num_blocks[i, j]]
             assert found[i][j] == "|".join(blocks)
-    swapped = vae_texts(reasoner, QUESTIONS[::-1], latents, num_blocks, "|")
+    swapped, _ = vae_texts(reasoner, QUESTIONS[::-1], latents, num_blocks, "|")
     assert swapped != found
 
 

@@ -3,7 +3,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from ladi.models.backbone import Backbone, BackboneConfig, character_tokenizer
-from ladi.models.decoding import append, continue_text, sample_tokens
+from ladi.models.decoding import append, continue_ids, continue_text, expand, open_question, sample_tokens
 from tests.conftest import ALPHABET
 
 
@@ -47,14 +47,28 @@ def test_padding_does_not_change_the_text(backbone):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3)
-    drawn = sample_tokens(logits, 2.0, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    drawn, _ = sample_tokens(logits, 2.0, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     shares = torch.bincount(drawn, minlength=3) / len(drawn)
     torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), rtol=0, atol=0.015)
 
 
 def test_a_token_of_probability_0_is_never_drawn():
     logits = torch.tensor([[-float("inf"), 0.0, -float("inf"), 0.0, -float("inf")]]).expand(3, 5)
-    assert sample_tokens(logits, 1.0, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [1, 3, 3]
+    assert sample_tokens(logits, 1.0, torch.tensor([0.0, 0.5, 1 - 2**-24]))[0].tolist() == [1, 3, 3]
+
+
+@torch.no_grad()
+def test_entropies_of_drawn_tokens_are_those_of_one_pass_over_the_whole_text(backbone):
+    """Also where rows that ended are dropped on the way."""
+    prefix = expand(open_question(backbone, ["1,2:3", "44-19"], backbone.soa), 40)
+    out = continue_ids(backbone, prefix, 12, 1.5, torch.Generator().manual_seed(0))
+    assert out.finished.any()
+    assert not out.finished.all()
+    _, hidden = append(backbone, prefix, backbone.embed(out.ids[:, :-1]), out.valid[:, :-1])
+    logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1))
+    expected = torch.distributions.Categorical(logits=logits / 1.5).entropy()
+    torch.testing.assert_close(out.entropies[out.valid], expected[out.valid], rtol=0, atol=1e-4)
+    assert continue_ids(backbone, prefix, 12).entropies.abs().max() == 0  # greedy
 
 
 def test_characters_survive_the_round_trip():

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from ladi.flow.guidance import repulsion_push
+from ladi.models.generation import SampleConfig, generate_latents
 from ladi.models.reasoner import Context, LatentReasoner, ReasonerConfig
+from tests.conftest import stop_every_third
 
 QUESTIONS = ["19,35,44:60", "1,2,3:6", "50,7:43"]
 ANSWERS = ["44-19=25,35+25=60", "1+2=3,3+3=6", "50-7=43"]
@@ -189,3 +192,19 @@ def test_generation_of_one_question_does_not_depend_on_its_batch(reasoner):
     together, _ = answer(reasoner, QUESTIONS, blocks, counts)
     alone = [answer(reasoner, [q], blocks[i : i + 1], counts[i : i + 1])[0][0] for i, q in enumerate(QUESTIONS)]
     assert together == alone
+
+
+def test_trajectories_that_have_finished_repel_no_other(reasoner, monkeypatch):
+    """The pushes of every block, against those of a group from which the finished trajectories were taken out."""
+    stop_every_third(monkeypatch, reasoner)
+    config = SampleConfig(num_steps=3, guidance=2.0)
+    paths = generate_latents(reasoner, QUESTIONS, 5, config, torch.Generator().manual_seed(0))
+    assert paths.num_blocks.tolist() == [[1, 3, 3, 1, 3], [3, 1, 3, 3, 1], [3, 3, 1, 3, 3]]
+    push = repulsion_push(config.guidance)
+    for question, block, step in torch.cartesian_prod(*map(torch.arange, (3, 3, 3))):
+        running = paths.num_blocks[question] > block
+        states, found = (x[question, :, block, step] for x in (paths.states, paths.pushes))
+        expected = push(states[running], paths.times[step], paths.times[step + 1])
+        torch.testing.assert_close(found[running], expected, rtol=1e-4, atol=1e-5)
+        assert (found[~running] == 0).all()
+        assert expected.norm() > 1e-3

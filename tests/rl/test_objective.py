@@ -150,6 +150,18 @@ def test_the_geometric_level_is_the_clipped_geometric_mean():
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_means_over_numbers_are_clipped_where_their_sums_are():
+    config = SurrogateConfig(loss_type="dapo", importance_sampling_level="token", epsilon=0.02, epsilon_high=0.05)
+    new, old, advantages, mask = draws()
+    _, of_sums = surrogate(new, old, advantages, mask, config, whole(mask))
+    means = (new / 64, old / 64, advantages, mask)
+    _, of_means = surrogate(*means, config.per_number(64), whole(mask))
+    _, undivided = surrogate(*means, config, whole(mask))
+    assert of_sums["clip_fraction"] == of_means["clip_fraction"] > undivided["clip_fraction"]
+    assert config.per_number(1) == config
+    assert config.per_number(64).loss_type == "dapo"
+
+
 def test_elements_outside_the_mask_change_nothing():
     config, (new, old, advantages, mask) = SurrogateConfig(), draws()
     other = torch.where(mask, new, 100.0)

@@ -209,7 +209,7 @@ def test_contradictions_are_refused(fields, said):
 def alone(folder) -> list[str]:
     """The main model's own greedy answers, without latents."""
     main = load_main(str(folder))
-    return continue_text(main, open_question(main, [p.question for p in PROBLEMS]), 6)[0]
+    return continue_text(main, open_question(main, [p.question for p in PROBLEMS], main.soa), 6)[0]
 
 
 def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):
@@ -320,6 +320,20 @@ def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assis
     dlr.loss(assistant, rollout, config)[0].backward()
     assert assistant.projection.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in assistant.main.parameters())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_texts_that_were_cut_can_be_left_out_of_the_text_loss(assistant, masked):
+    fields = {"text_weight": 1.0, "temperature": 1.0, "gamma": 0.0, "beta": 0.0}
+    config = user_rewards(settings(mask_truncated_completions=masked, **fields))
+    rollout = sampled(assistant, config)
+    texts = rollout.texts
+    assert 0 < texts.finished.sum() < texts.finished.numel()
+    counted = texts.valid[texts.finished] if masked else texts.valid
+    assert rollout.num_tokens == counted.sum()
+    cut = replace(rollout, texts=replace(texts, finished=torch.zeros_like(texts.finished)))
+    dlr.text_term(assistant, cut, config)[0].backward()
+    assert (assistant.projection.weight.grad.abs().max() == 0) == masked
 
 
 def test_learning_rates_and_clipping_are_by_part(saved):

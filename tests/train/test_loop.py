@@ -73,7 +73,7 @@ def last_tensors(run_dir):
 
 
 def logged(run_dir):
-    return [{k: v for k, v in line.items() if k != "time/step_s"} for line in read_metrics(run_dir)]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run_dir)]
 
 
 def assert_same_run(a, b):
@@ -163,6 +163,22 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
 
     nets = [run(config(micro_batch_size=size), tmp_path / str(size), loss=plain) for size in (2, 8)]
     torch.testing.assert_close(nets[0].first.weight, nets[1].first.weight)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4, 6, 8, 12, 24])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 6])
+def test_micro_batches_are_of_one_size_in_all_processes_or_refused(micro, num_processes):
+    settings = config(batch_size=24, micro_batch_size=micro)
+    whole = 24 // num_processes
+    pieces = torch.ones(whole).split(micro)
+    if len({len(piece) for piece in pieces}) == 1:
+        assert loop.share_size(settings, num_processes) == whole
+    else:
+        with pytest.raises(ValueError, match=r"set micro_batch_size \d+$") as error:
+            loop.share_size(settings, num_processes)
+        fitting = int(str(error.value).split()[-1])
+        assert 1 < fitting < micro
+        assert loop.share_size(config(batch_size=24, micro_batch_size=fitting), num_processes) == whole
 
 
 def test_the_average_is_that_of_its_closed_form(tmp_path):

@@ -101,7 +101,7 @@ def copy_interrupted(run: Path, to: Path) -> None:
 
 def logged(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time/step_s"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,12 @@ def test_kinds_of_fsdp_that_are_not_supported_are_refused(monkeypatch, settings,
         sharding.requested()
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(loop.Accelerator, "num_processes", 3)
-    settings = loop.LoopConfig(steps=1, batch_size=4, micro_batch_size=2)
-    with pytest.raises(ValueError, match="multiple of the number of processes"):
+@pytest.mark.parametrize(
+    ("number", "batch_size", "said"),
+    [(3, 4, "multiple of the number of processes"), (4, 12, "no multiple of micro_batch_size")],
+)
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path, number, batch_size, said):
+    monkeypatch.setattr(loop.Accelerator, "num_processes", number)
+    settings = loop.LoopConfig(steps=1, batch_size=batch_size, micro_batch_size=2)
+    with pytest.raises(ValueError, match=said):
         loop.run(settings, tmp_path, torch.nn.Linear(1, 1), lambda *_: None, lambda *_: None, label="x")

@@ -1,6 +1,7 @@
 """LaDi-RL and token GRPO: ratios, densities, KL, zero-variance groups, a bandit, resume."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,7 +30,7 @@ from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig, OptimConfig
 from ladi.train.policy import Texts, score, text_statistics
 from ladi.train.rewards import RewardConfig, RewardError, Rewards
-from tests.conftest import tiny_backbone
+from tests.conftest import stop_every_third, tiny_backbone
 
 TASK = Countdown(size=3, max_input=20)
 PROBLEMS = [TASK.problem("train", i) for i in range(3)]
@@ -65,18 +66,19 @@ def sampled(reasoner, config: rl.Config) -> rl.Rollout:
     [{}, {"guidance": 2.0}, {"sde_window": (1, 3)}, {"replay_steps": 2}, {"initial_noise": 0.5, "noise_level": 0.3}],
     ids=str,
 )
-def test_on_policy_every_ratio_is_1(reasoner, fields):
+def test_on_policy_every_ratio_is_1(reasoner, fields, monkeypatch):
+    """In the first block, whose context a question's trajectories share, and in later ones, which not all have."""
+    stop_every_third(monkeypatch, reasoner)
     config = settings(**fields)
     rollout = sampled(reasoner, config)
     with torch.no_grad():
         now = rl.replay(reasoner, rollout, config.policy)
-    assert len(now.blocks) == rollout.paths.states.shape[2]
-    assert len(now.blocks) > 1 or rollout.paths.num_blocks.max() == 1
+    assert len(now.blocks) == 3
+    assert rollout.paths.num_blocks.tolist() == [[1, 3, 3, 1], [3, 3, 1, 3], [3, 1, 3, 3]]
     for block, transitions in enumerate(now.blocks):
         old = rl.old_transition_log_probs(rollout.paths, block, rollout.steps, "sum")
         new = transitions.log_probs * reasoner.velocity_head.out_features * 2  # mean over D x N -> sum
         real = (rollout.paths.num_blocks > block)[..., None].expand_as(new)
-        assert real.any()
         torch.testing.assert_close((new - old)[real].exp(), torch.ones(int(real.sum())), rtol=0, atol=1e-4)
 
 
@@ -88,7 +90,7 @@ def test_text_log_probs_of_replay_equal_those_kept_at_sampling(reasoner):
     assert rollout.old_text_log_probs is not None
     assert now.texts is not None
     valid = rollout.texts.valid
-    new = now.texts[0].view_as(rollout.old_text_log_probs)
+    new = now.texts.view_as(rollout.old_text_log_probs)
     torch.testing.assert_close(new[valid], rollout.old_text_log_probs[valid], rtol=0, atol=1e-4)
 
 
@@ -99,6 +101,20 @@ def test_transition_densities_are_those_of_the_normal_distribution(reasoner):
     found = rl.old_transition_log_probs(paths, 0, steps, "sum")
     normal = torch.distributions.Normal(paths.means[:, :, 0, steps], paths.stds[steps][:, None, None])
     torch.testing.assert_close(found, normal.log_prob(paths.states[:, :, 0, steps + 1]).sum((-2, -1)))
+
+
+def test_the_push_beside_the_drift_is_measured_where_trajectories_run(reasoner, monkeypatch):
+    stop_every_third(monkeypatch, reasoner)
+    paths = sampled(reasoner, settings(guidance=2.0)).paths
+    assert paths.num_blocks[:, :3].tolist() == [[1, 3, 3], [3, 3, 1], [3, 1, 3]]
+    strengths = []
+    for question, trajectory in torch.cartesian_prod(torch.arange(3), torch.arange(4)):
+        for block in range(int(paths.num_blocks[question, trajectory])):
+            at = question, trajectory, block
+            pushes = paths.pushes[at].flatten(1)
+            drifts = paths.means[at].flatten(1) - pushes - paths.states[at][:-1].flatten(1)
+            strengths += (pushes.norm(dim=1) / drifts.norm(dim=1)).tolist()
+    assert rl.latent_statistics(paths)["latent/push_to_drift"].item() == pytest.approx(sum(strengths) / len(strengths))
 
 
 def test_the_transition_kl_is_flow_grpos_closed_form(reasoner):
@@ -276,14 +292,33 @@ def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
         ({"temperature": 0.0}, "needs temperature > 0"),
         ({"alpha": 1.0, "temperature": 0.0}, "needs texts_per_latent 1"),
         ({"alpha": 0.0, "texts_per_latent": 1}, "text_advantage pooled"),
+        ({"alpha": 0.9, "texts_per_latent": 1}, "text_advantage pooled; or set alpha 1"),
         ({"replay_steps": 5}, "only 4 steps are stochastic"),
         ({"sde_window": (3, 9)}, "sde_window must satisfy"),
+        ({"sde_window": (4, 5)}, "only the last of 5 steps"),
         ({"num_iterations": 0}, "num_iterations >= 1"),
     ],
 )
 def test_contradictory_settings_are_refused_with_the_remedy(fields, match):
     with pytest.raises(ValueError, match=match):
         settings(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"texts_per_latent": 1, "alpha": 1.0},
+        {"texts_per_latent": 1, "text_advantage": "pooled"},
+        {"sde_window": (3, 5)},
+        {"sde_window": (4, 5), "alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_the_remedies_of_refused_settings_train(reasoner, fields):
+    config = settings(**fields)
+    value, _ = rl.loss(reasoner, sampled(reasoner, config), config)
+    value.backward()
+    assert sum(p.grad.abs().sum() for p in reasoner.parameters() if p.grad is not None) > 0
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------
@@ -307,7 +342,7 @@ def test_verdicts_that_reached_a_time_limit_are_counted(backbone, monkeypatch):
 
     monkeypatch.setattr(rewards_module, "verify_all", judge)
     ids = torch.zeros(6, 2, dtype=torch.long)
-    sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), 0)
+    sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), ids.float(), 0)
     texts = score(backbone, Rewards(RewardConfig(), TASK), PROBLEMS[:2], sampled, (3, 1), whole=False)
     assert texts.timed_out.flatten().tolist() == [False, True, False, True, True, False]
     assert text_statistics(texts)["rollout/judge_timeouts"].item() == 0.5
@@ -454,7 +489,34 @@ def test_micro_batches_give_the_step_of_the_whole_batch(saved, loss_type):
     assert logs[0]["reward/mean"] == pytest.approx(logs[1]["reward/mean"])
 
 
-def run_grpo(folder, out, steps, **policy):
+EVERY_UPDATE = {"reward/mean", "reward/between_latent_var", "reward/within_latent_var", "reward/zero_variance_share"}
+EVERY_UPDATE |= {"rollout/distinct_correct", "text/entropy", "optim/grad_norm", "time/samples_per_s"}
+"""What is logged of rollouts whether or not they teach anything."""
+
+
+@pytest.mark.parametrize("reward", [vowels, lambda questions, texts, **columns: [1.0] * len(texts)])
+@pytest.mark.parametrize("alpha", [1.0, 0.9, 0.0])
+def test_every_update_logs_what_shows_a_collapse_also_without_contrast_or_text_loss(saved, reward, alpha):
+    config = replace(settings(alpha=alpha, num_iterations=2), out_dir=saved / "run", model_dir=saved / "reasoner")
+    rl.main(replace(config, loop=loop_settings(2)), [reward])
+    logs = [json.loads(line) for line in (saved / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(logs) == 2
+    for line in logs:
+        assert EVERY_UPDATE | {"latent/spread", "latent/transition_entropy"} <= line.keys()
+        assert 0 < line["text/entropy"] < math.log(40)
+        texts = line["time/samples_per_s"] * line["time/step_s"]
+        assert texts == pytest.approx(3 * 4 * 3 / 2)  # questions x latents x texts, shared by two steps
+
+
+@pytest.mark.parametrize("reward", [vowels, lambda questions, texts, **columns: [1.0] * len(texts)])
+def test_every_update_of_token_grpo_logs_it_too(saved, reward):
+    path = run_grpo(saved, "grpo", 1, reward=reward)
+    line = json.loads((path.parent / "metrics.jsonl").read_text())
+    assert line.keys() >= EVERY_UPDATE
+    assert line["time/samples_per_s"] * line["time/step_s"] == pytest.approx(3 * 6)
+
+
+def run_grpo(folder, out, steps, reward=vowels, **policy):
     config = grpo.Config(
         out_dir=folder / out,
         data=DataConfig(task=TASK, num_train=100),
@@ -462,7 +524,7 @@ def run_grpo(folder, out, steps, **policy):
         policy=grpo.PolicyConfig(**{"num_generations": 6, "max_completion_length": 8, **policy}),
         loop=loop_settings(steps),
     )
-    return grpo.main(config, [vowels])
+    return grpo.main(config, [reward])
 
 
 def test_grpo_raises_the_reward(saved):

@@ -4,12 +4,11 @@ Two kinds: classifier-free guidance (arXiv:2207.12598) towards a condition, and 
 (arXiv:2510.04573, "diversity guidance") that spreads the latents sampled for one question.
 """
 
-import math
 from typing import Literal
 
 import torch
 
-from ladi.arrays import Float, Tensor
+from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.solver import Push, Velocity
 
 Bandwidth = Literal["median", "median_over_log_n"]
@@ -30,7 +29,9 @@ def with_guidance(cond: Velocity, uncond: Velocity, scale: float) -> Velocity:
     return guided
 
 
-def repulsion(z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median") -> Float[Tensor, "*batch G N D"]:
+def repulsion(
+    z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median", running: Bool[Tensor, "*batch G"] | None = None
+) -> Float[Tensor, "*batch G N D"]:
     """The force F on each of the G blocks of a group, to be ADDED to the state.
 
         F(z_i) = sum_{j != i} 2 (1 - d_ij^2 / s^2) exp(-d_ij^2 / s^2) (z_i - z_j),   d_ij = |z_i - z_j|
@@ -45,7 +46,8 @@ def repulsion(z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median")
     G >= 3, so only pairs nearer than median / sqrt(log G) repel; blocks that are all equally far ATTRACT,
     since this kernel, unlike SVGD's, changes sign at s.
 
-    A group of one, and one whose blocks are all equal, feels no force.
+    Blocks that are not `running` (None: all are) neither feel nor exert a force, as if they were not there. A group of
+    one, and one whose blocks are all equal, feels no force.
 
     Raises:
         ValueError: if the bandwidth is unknown.
@@ -59,27 +61,34 @@ def repulsion(z: Float[Tensor, "*batch G N D"], bandwidth: Bandwidth = "median")
     flat = flat - flat[..., :1, :].detach()  # F depends on differences only; a near origin keeps them exact
     # Through a matrix product the distances of near pairs would be rounding noise.
     distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")  # (*batch, G, G)
-    scale = _median_of_pairs(distance.detach()).square()[..., None, None]
+    running = torch.ones_like(z[..., 0, 0], dtype=torch.bool) if running is None else running
+    is_pair = running[..., :, None] & running[..., None, :]
+    scale = _median_of_pairs(distance.detach(), is_pair).square()
     if bandwidth == "median_over_log_n":
-        scale = scale / math.log(group_size)
+        scale = scale / running.sum(-1).double().log().float()
+    scale = scale.nan_to_num(0.0)[..., None, None]  # fewer than two are running: there is no pair
     exponent = distance.square() / scale.clamp_min(torch.finfo(torch.float32).tiny)
     exponent = exponent.clamp(max=MAX_EXPONENT)
-    weight = 2 * (1 - exponent) * torch.exp(-exponent)  # (*batch, G, G)
+    weight = torch.where(is_pair, 2 * (1 - exponent) * torch.exp(-exponent), 0.0)  # (*batch, G, G)
     force = weight.sum(-1, keepdim=True) * flat - weight @ flat  # sum_j w_ij (z_i - z_j)
     return force.unflatten(-1, z.shape[-2:])
 
 
-def _median_of_pairs(distance: Float[Tensor, "*batch G G"]) -> Float[Tensor, "*batch"]:
-    """The median over the pairs i < j (the mean of the middle two if their number is even)."""
+def _median_of_pairs(
+    distance: Float[Tensor, "*batch G G"], is_pair: Bool[Tensor, "*batch G G"]
+) -> Float[Tensor, "*batch"]:
+    """The median over the pairs i < j that count (the mean of the middle two if their number is even), else NaN."""
     row, column = torch.triu_indices(*distance.shape[-2:], offset=1, device=distance.device)
-    return distance[..., row, column].quantile(0.5, dim=-1)
+    return distance.masked_fill(~is_pair, torch.nan)[..., row, column].nanquantile(0.5, dim=-1)
 
 
-def repulsion_push(gamma_max: float, bandwidth: Bandwidth = "median") -> Push:
+def repulsion_push(
+    gamma_max: float, bandwidth: Bandwidth = "median", running: Bool[Tensor, "*batch G"] | None = None
+) -> Push:
     """The displacement |dt| gamma_t F(x), gamma_t = gamma_max t, of a step of x (..., G, N, D): near pairs move apart.
 
     Differs from the paper, which adds gamma_t F to the state once per step, whatever the size of the step: here the
-    push is an integral over time and does not depend on the number of steps.
+    push is an integral over time and does not depend on the number of steps. `running` as in `repulsion`.
 
     Raises:
         ValueError: if gamma_max is negative.
@@ -88,7 +97,7 @@ def repulsion_push(gamma_max: float, bandwidth: Bandwidth = "median") -> Push:
         raise ValueError(f"gamma_max is {gamma_max}; it must be 0 (no guidance) or more")
 
     def push(x, t, t_next):
-        return gamma_max * float(t) * float(t - t_next) * repulsion(x, bandwidth)
+        return gamma_max * float(t) * float(t - t_next) * repulsion(x, bandwidth, running)
 
     return push
 

@@ -81,6 +81,7 @@ class Judged:
     texts: list[list[str]]
     verdicts: list[list[Verdict]]
     tokens_processed: int
+    """Positions of all passes through all language models, padding and rows that wait for others included."""
     vendi: list[float]
     """Vendi score (cosine) of the finished first blocks of each question; empty without at least two latents."""
     distance: list[float]
@@ -141,12 +142,13 @@ def run_samples(
                 vendi += [vendi_score(cosine_similarity(group)) for group in first.flatten(2)]
                 distance += (mean_pairwise_distance(first) / first[0, 0].numel() ** 0.5).tolist()
             if config.readout == "vae" and isinstance(model, LatentReasoner):
-                new = vae_texts(model, questions, drawn.latents, drawn.num_blocks, config.task.step_separator)
+                new, used = vae_texts(model, questions, drawn.latents, drawn.num_blocks, config.task.step_separator)
             else:
                 new, used, cost = read(
                     model, questions, drawn, config.sample.temperature, of_texts, config.texts_per_latent
                 )
-                tokens, main_cost = tokens + used, main_cost + cost
+                main_cost = main_cost + cost
+            tokens += used
         texts += new
         verdicts += judge(config.task, chunk, new, whole=not isinstance(model, LatentReasoner))
         processed += tokens

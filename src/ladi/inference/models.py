@@ -50,7 +50,7 @@ def sample_ar(
     generator: Source,
 ) -> tuple[list[list[str]], int]:
     """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
-    prefix = open_question(backbone, questions)
+    prefix = open_question(backbone, questions, backbone.soa)
     texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
     grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
     return grouped, decoded + prefix.valid.numel()
@@ -58,18 +58,23 @@ def sample_ar(
 
 def vae_texts(
     reasoner: LatentReasoner, questions: Sequence[str], latents: Tensor, num_blocks: Tensor, separator: str
-) -> list[list[str]]:
-    """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text."""
+) -> tuple[list[list[str]], int]:
+    """The blocks (B, R, K, N, D) of each trajectory as the VAE decoder reads them, joined to one text, and tokens
+    processed.
+    """
     num_latents, most_blocks = latents.shape[1:3]
     asked = [question for question in questions for _ in range(num_latents)]
     raw = reasoner.vae.scale.restore(latents).flatten(0, 1)
     blocks: list[list[str]] = [[] for _ in asked]
+    processed = 0
     for k in range(most_blocks):
         before = [before_block(question, earlier) for question, earlier in zip(asked, blocks, strict=True)]
-        for earlier, text in zip(blocks, reasoner.vae.decode(raw[:, k], before), strict=True):
+        read, tokens = reasoner.vae.decode_counted(raw[:, k], before)
+        processed += tokens
+        for earlier, text in zip(blocks, read, strict=True):
             earlier.append(text)
     texts = [separator.join(row[:n]) for row, n in zip(blocks, num_blocks.flatten().tolist(), strict=True)]
-    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(len(questions))]
+    return [texts[i * num_latents : (i + 1) * num_latents] for i in range(len(questions))], processed
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ladi.arrays import Float, Int, Tensor, content_hash
 from ladi.bundled import located
 from ladi.draws import Source, Streams, normal
 from ladi.models.backbone import Backbone
-from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, select_rows
+from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, open_question, select_rows
 from ladi.models.vae import load_heads, read_config
 
 
@@ -83,10 +83,7 @@ class LatentPolicy(nn.Module):
 
     def open(self, questions: Sequence[str]) -> Prefix:
         """The cached prefix `question <bot>`: B rows."""
-        ids, valid = self.backbone.tokenize(questions, side="left")
-        bot = torch.full_like(ids[:, :1], self.backbone.bot)
-        embeds = self.backbone.embed(torch.cat([ids, bot], dim=1))
-        return append(self.backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
+        return open_question(self.backbone, questions, self.backbone.bot)
 
     def sample(self, prefix: Prefix, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Latents z_t = mean(h_t) + std noise_t, each fed back before the next is drawn.

@@ -45,32 +45,40 @@ def append(
     return Prefix(past, torch.cat([cached_valid, valid], 1), position, hidden[:, -1]), hidden
 
 
-def open_question(backbone: Backbone, questions: Sequence[str]) -> Prefix:
-    """The cached prefix `question <soa>` of a token-level model."""
+def open_question(backbone: Backbone, questions: Sequence[str], token: int) -> Prefix:
+    """The cached prefix `question <token>`: `<soa>` of a token-level model, `<bot>` of an assistant."""
     ids, valid = backbone.tokenize(questions, side="left")
-    soa = torch.full_like(ids[:, :1], backbone.soa)
-    embeds = backbone.embed(torch.cat([ids, soa], dim=1))
+    embeds = backbone.embed(torch.cat([ids, torch.full_like(ids[:, :1], token)], dim=1))
     return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
 
-def sample_tokens(logits: Float[Tensor, "B V"], temperature: float, u: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:
+def sample_tokens(
+    logits: Float[Tensor, "B V"], temperature: float, u: Float[Tensor, " B"] | None
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """One token per row: the most likely one at temperature 0, else where the distribution function of
-    softmax(logits / temperature) passes `u` in [0, 1), uniform and independent.
+    softmax(logits / temperature) passes `u` in [0, 1), uniform and independent. And the entropy of what it was drawn
+    from, nats; 0 at temperature 0.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1), torch.zeros_like(logits[:, 0], dtype=torch.float32)
     assert u is not None, "a temperature above 0 needs randomness"
-    reached = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    return torch.searchsorted(reached, u.double()[:, None] * reached[:, -1:], right=True).squeeze(1)
+    probabilities = (logits.double() / temperature).softmax(-1)
+    reached = probabilities.cumsum(-1)
+    drawn = torch.searchsorted(reached, u.double()[:, None] * reached[:, -1:], right=True).squeeze(1)
+    return drawn, torch.special.entr(probabilities.float()).sum(-1)
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Decoded tokens of B rows: `valid` up to and with the first `<eos>`; rows without one were cut, not `finished`."""
+    """Decoded tokens of B rows: `valid` up to and with the first `<eos>`; rows without one were cut, not `finished`.
+
+    `entropies` are those of the distributions that the tokens were drawn from, nats.
+    """
 
     ids: Int[Tensor, "B T"]
     valid: Bool[Tensor, "B T"]
     finished: Bool[Tensor, " B"]
+    entropies: Float[Tensor, "B T"]
     tokens_processed: int
 
 
@@ -88,6 +96,7 @@ def continue_ids(
     """
     batch = len(prefix.valid)
     ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
+    entropies = torch.zeros(ids.shape, device=ids.device)
     rows, processed = torch.arange(batch, device=prefix.valid.device), 0
     u = None
     if temperature > 0:
@@ -95,8 +104,8 @@ def continue_ids(
         u = uniform((batch, max_new_tokens), generator).to(ids.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
-        token = sample_tokens(backbone.logits(prefix.hidden), temperature, None if u is None else u[rows, i])
-        ids[rows[alive], i] = token[alive]
+        token, entropy = sample_tokens(backbone.logits(prefix.hidden), temperature, None if u is None else u[rows, i])
+        ids[rows[alive], i], entropies[rows[alive], i] = token[alive], entropy[alive]
         alive = alive & (token != backbone.eos)
         if not bool(alive.any()) or i + 1 == max_new_tokens:
             break
@@ -116,7 +125,7 @@ def continue_ids(
     finished = torch.ones(batch, dtype=torch.bool, device=ids.device)
     finished[rows[alive]] = False
     length = int(valid.sum(1).max())
-    return Continuation(ids[:, :length], valid[:, :length], finished, processed)
+    return Continuation(ids[:, :length], valid[:, :length], finished, entropies[:, :length], processed)
 
 
 def continue_text(

@@ -79,7 +79,8 @@ class LatentPaths:
 
     `states` hold every block at every time of the grid `times` (1 first), standardised; the last ones are the finished
     blocks. Block k of a trajectory is real where k < `num_blocks`. `means`, `stds` and `pushes` are those of
-    `flow.solver.SdePath`: what a policy gradient needs.
+    `flow.solver.SdePath`: what a policy gradient needs. `tokens_processed` counts positions of all passes, padding and
+    trajectories that have finished included.
     """
 
     means: Float[Tensor, "B R K S N D"]
@@ -116,15 +117,15 @@ def denoise(
     reasoner: Reasoner,
     prefix: Prefix,
     null_prefix: Prefix | None,
-    shape: tuple[int, int],
+    running: Bool[Tensor, "B R"],
     config: SampleConfig,
     generator: Source,
 ) -> SdePath:
-    """The path of one block of `shape` = (B, R) trajectories along the grid, noise first.
+    """The path of one block of B x R trajectories along the grid, noise first.
 
-    `prefix` has B rows, shared by the trajectories of a question, or B * R rows, one for each trajectory.
+    `prefix` has B rows, shared by the trajectories of a question, or B * R rows, one for each trajectory. Trajectories
+    that are not `running` have finished: their block is padding, and repels no other.
     """
-    batch, num_latents = shape
     rows = len(prefix.valid)
 
     def conditioned_on(prefix: Prefix):
@@ -139,8 +140,8 @@ def denoise(
     velocity = conditioned_on(prefix)
     if null_prefix is not None:
         velocity = with_guidance(velocity, conditioned_on(null_prefix), config.guidance_scale)
-    push = repulsion_push(config.guidance, config.bandwidth) if config.guidance else None
-    block = (batch, num_latents, reasoner.config.num_latents, reasoner.config.latent_width)
+    push = repulsion_push(config.guidance, config.bandwidth, running) if config.guidance else None
+    block = (*running.shape, reasoner.config.num_latents, reasoner.config.latent_width)
     x = config.initial_noise * normal(block, generator).to(prefix.valid.device)
     return integrate_sde(velocity, x, config.times(), config.noise_level, generator, push, config.sde_window)
 
@@ -164,8 +165,8 @@ def generate_latents(
     num_blocks = torch.zeros_like(running, dtype=torch.long)
     paths, processed = [], ids.numel() + batch
     for _ in range(reasoner.config.max_blocks):
-        paths.append(denoise(reasoner, prefix, null_prefix, (batch, num_latents), config, generator))
-        processed += config.num_steps * batch * num_latents * (reasoner.config.num_latents + 1)
+        paths.append(denoise(reasoner, prefix, null_prefix, running.view(batch, num_latents), config, generator))
+        processed += config.num_steps * len(running) * (reasoner.config.num_latents + 1)
         num_blocks += running
         if len(paths) == reasoner.config.max_blocks:
             break
@@ -176,7 +177,7 @@ def generate_latents(
         prefix, stop_logit = reasoner.add_block(prefix, z, running)
         if null_prefix is not None:
             null_prefix, _ = reasoner.add_block(null_prefix, z, running)
-        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
+        processed += len(running) * (reasoner.config.num_latents + 2)
         running = running & (stop_logit < 0)
         if not bool(running.any()):
             break
@@ -192,7 +193,7 @@ def generate_latents(
         pushes=stacked(pushes) if pushes else None,
         num_blocks=num_blocks.view(batch, num_latents),
         times=config.times(),
-        tokens_processed=processed,
+        tokens_processed=processed if null_prefix is None else 2 * processed,  # all of it once more for the null
     )
 
 
@@ -201,12 +202,12 @@ def finished_prefix(
 ) -> tuple[Prefix, int]:
     """The prefix of B * R rows after which the answer comes: question and finished blocks; and tokens processed."""
     num_latents, most_blocks = latents.shape[1:3]
-    prefix = expand(reasoner.open(reasoner.backbone.tokenize(questions, side="left")), num_latents)
-    processed = 0
+    opened = reasoner.open(reasoner.backbone.tokenize(questions, side="left"))
+    prefix, processed = expand(opened, num_latents), opened.valid.numel()
     for block in range(most_blocks):
         running: Bool[Tensor, " rows"] = (num_blocks > block).flatten()
         prefix, _ = reasoner.add_block(prefix, latents[:, :, block].flatten(0, 1), running)
-        processed += int(running.sum()) * (reasoner.config.num_latents + 2)
+        processed += len(running) * (reasoner.config.num_latents + 2)
     return reasoner.close(prefix), processed + len(prefix.valid)
 
 

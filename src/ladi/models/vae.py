@@ -184,13 +184,19 @@ class ThoughtVAE(nn.Module):
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "M N D"], before: Sequence[str]) -> list[str]:
         """Greedy text of each block, from raw (not standardised) latents; `before` is what stands before each."""
+        return self.decode_counted(z, before)[0]
+
+    @torch.no_grad()
+    def decode_counted(self, z: Float[Tensor, "M N D"], before: Sequence[str]) -> tuple[list[str], int]:
+        """As `decode`, and the positions that the decoder processed."""
         latents = self.from_latent(z.to(self.from_latent.weight.dtype))
         valid = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         prefix, _ = append(self.decoder, None, latents, valid)
         if self.config.reads_context:
             ids, valid = self.decoder.tokenize(before, side="left")
             prefix, _ = append(self.decoder, prefix, self.decoder.embed(ids), valid)
-        return continue_text(self.decoder, prefix, self.config.max_block_tokens)[0]
+        texts, decoded = continue_text(self.decoder, prefix, self.config.max_block_tokens)
+        return texts, prefix.valid.numel() + decoded
 
     def loss(
         self, tokens: BlockTokens, generator: torch.Generator, beta_share: float = 1.0

@@ -156,6 +156,7 @@ RL_METRICS = {
     "main/tokens": "positions the main model processed",
     "optim/grad_norm": "gradient norm",
     "time/step_s": "seconds per update",
+    "time/samples_per_s": "sampled texts per second",
 }
 
 
@@ -169,9 +170,10 @@ def rl_section(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of:
         if curves:
             figures.append(figure(plots.metric_curves(curves, key, f"rl{number}"), html.escape(caption)))
     lead = (
-        "Reward should rise while distinct answers hold: a collapse shows as falling entropy, spread or distinct "
-        "answers. If the variance between latents goes to 0, the latents no longer decide the answer. In the first "
-        "plot, a run that goes right without going down gains accuracy without losing diversity."
+        "Reward should rise while distinct answers hold: a collapse shows as falling text entropy, latent spread or "
+        "distinct answers (the transition entropy is the noise's and cannot show it). If the variance between latents "
+        "goes to 0, the latents no longer decide the answer. In the first plot, a run that goes right without going "
+        "down gains accuracy without losing diversity."
     )
     items = "".join(f"<li>{chip(i)}{html.escape(run.name)}</li>" for i, run in shown.items())
     body = f"<ul class='legend'>{items}</ul>{trade_off(shown)}<div class='plots small'>{''.join(figures)}</div>"

@@ -7,7 +7,7 @@ The names are those of TRL's GRPOTrainer, whose loss this equals for texts.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,10 @@ class SurrogateConfig:
     def high(self) -> float:
         """The upper clip range."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def per_number(self, count: int) -> "SurrogateConfig":
+        """The same with the clip range divided by `count`: for log-ratios that are means over so many numbers."""
+        return replace(self, epsilon=self.epsilon / count, epsilon_high=self.high / count)
 
 
 @dataclass(frozen=True)

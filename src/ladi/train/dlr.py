@@ -40,7 +40,17 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
-from ladi.train.policy import Texts, optimise, read_behind, reference_of, score, text_log_probs, text_statistics
+from ladi.train.policy import (
+    Texts,
+    optimise,
+    read_behind,
+    reference_of,
+    score,
+    text_entropy,
+    text_log_probs,
+    text_statistics,
+    text_surrogate,
+)
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
 Filter = Literal["none", "random", "value"]
@@ -81,6 +91,8 @@ class PolicyConfig:
     """Weight of the value head's squared error; it trains whatever the filter."""
     text_weight: float = 0.0
     """Weight of the token surrogate of the sampled texts, which reaches the projection through the main model."""
+    mask_truncated_completions: bool = False
+    """Leave texts that were cut at the length limit out of the token surrogate."""
     num_iterations: int = 1
     """Optimizer steps per rollout."""
     replay_trajectories: int = 0
@@ -158,7 +170,7 @@ class Rollout:
     old_text_log_probs: Float[Tensor, "P K T"] | None
     advantages: Float[Tensor, "P K"]
     num_tokens: int
-    """Text tokens of the whole rollout."""
+    """Text tokens of the whole rollout that count."""
     num_questions: int
     """Questions of the whole rollout."""
     metrics: dict[str, Tensor]
@@ -248,7 +260,7 @@ def sample_rollout(
     old_text = None
     if policy.text_weight and policy.num_iterations > 1:
         main_prefix, _ = assistant.main_prefix(questions, latents, rows)
-        old_text, _ = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
+        old_text = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
         old_text = old_text.view(*decoded.shape, -1)
     return Rollout(
         questions=questions,
@@ -260,11 +272,12 @@ def sample_rollout(
         texts=replace(texts, rewards=judged),
         old_text_log_probs=old_text,
         advantages=group_advantages(judged.squeeze(2), policy.scale_rewards, policy.advantage_clamp, total),
-        num_tokens=int(total(sampled.valid.sum())),
+        num_tokens=int(total(texts.counted(policy.mask_truncated_completions).sum())),
         num_questions=int(total(torch.tensor(len(problems), device=latents.device))),
         metrics={
             **reward_statistics(judged),
             **text_statistics(texts),
+            **text_entropy(sampled, total),
             **latent_statistics(latents, assistant.policy.std),
             **cost_statistics(cost, decoded, policy.num_generations, total),
             "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
@@ -332,7 +345,7 @@ def loss(
     if policy.text_weight:
         text_loss, stats = text_term(assistant, rollout, config)
         value = value + policy.text_weight * text_loss
-        terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+        terms |= stats
     return value, terms
 
 
@@ -354,20 +367,15 @@ def latent_term(
             prefix = reference.open(rollout.questions)
             reference_means = read_trajectories(prefix, rollout.latents, reference.means, policy.replay_trajectories)
         kl = gaussian_kl(means[:, :, None], std, reference_means[rows][:, :, None], reference.std, reduction)
-    clip, num_latents = config.latent, latents.shape[1]
+    num_latents = latents.shape[1]
     # A ratio per latent covers D numbers, one per trajectory all T D; log-probabilities are means over them.
     covered = latents.shape[2] if policy.log_prob_reduction == "mean" else 1
-    if clip.importance_sampling_level != "token":
+    if config.latent.importance_sampling_level != "token":
         covered *= num_latents
-    scaled = SurrogateConfig(
-        loss_type=clip.loss_type,
-        importance_sampling_level=clip.importance_sampling_level,
-        epsilon=clip.epsilon / covered,
-        epsilon_high=clip.high / covered,
-    )
     size = Normaliser(len(rows), len(rows) * num_latents, num_latents)
     mask = torch.ones_like(new, dtype=torch.bool)
-    return surrogate(new, old, rollout.advantages.flatten(), mask, scaled, size, kl, policy.beta)
+    clip = config.latent.per_number(covered)
+    return surrogate(new, old, rollout.advantages.flatten(), mask, clip, size, kl, policy.beta)
 
 
 def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollout, policy: PolicyConfig) -> Tensor:
@@ -385,14 +393,12 @@ def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
     """Surrogate of the main model's sampled texts, with gradients through it into the projection."""
     policy, texts = config.policy, rollout.texts
     prefix, _ = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
-    ids, mask = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
-    new, entropy = text_log_probs(assistant.main, prefix, ids, mask, policy.temperature)
-    old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 1)
+    ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
+    new = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature)
     share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
-    value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size)
-    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, stats
+    masked = policy.mask_truncated_completions
+    return text_surrogate(texts, new, rollout.old_text_log_probs, rollout.advantages, config.text, size, masked)
 
 
 def treatment(config: Config) -> loop.Treatment:
@@ -424,6 +430,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(assistant, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="dlr",
+        texts_per_question=config.policy.num_decoded,
         on_log=on_log,
         treatment=treatment(config),
     )

@@ -18,21 +18,20 @@ from ladi.rl.objective import (
     alone,
     group_advantages,
     reward_statistics,
-    surrogate,
-    token_kl,
 )
 from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
-    TextReplay,
     Texts,
     optimise,
     reference_of,
     score,
+    text_entropy,
     text_log_probs,
     text_statistics,
+    text_surrogate,
     zero_loss,
 )
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
@@ -118,17 +117,15 @@ def sample_rollout(
     policy = config.policy
     questions = [problem.question for problem in problems]
     with torch.no_grad():
-        prefix = open_question(backbone, questions)
+        prefix = open_question(backbone, questions, backbone.soa)
         expanded = expand(prefix, policy.num_generations)
         sampled = continue_ids(backbone, expanded, policy.max_completion_length, policy.temperature, source)
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
         old = None
         if policy.num_iterations > 1:
-            old, _ = text_log_probs(
-                backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts
-            )
+            old = text_log_probs(backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts)
             old = old.view_as(texts.ids)
-    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    counted = texts.counted(policy.mask_truncated_completions)
     return Rollout(
         questions=questions,
         texts=texts,
@@ -136,14 +133,14 @@ def sample_rollout(
         advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(counted.sum())),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
-        metrics={**reward_statistics(texts.rewards), **text_statistics(texts)},
+        metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **text_entropy(sampled, total)},
     )
 
 
-def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> TextReplay:
-    """Log-probabilities and entropies (P * M, T) of the sampled tokens under the present weights."""
+def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> Float[Tensor, "S T"]:
+    """Log-probabilities (S = P * M) of the sampled tokens under the present weights."""
     ids, valid = rollout.texts.ids.flatten(0, 2), rollout.texts.valid.flatten(0, 2)
-    prefix = open_question(backbone, rollout.questions)
+    prefix = open_question(backbone, rollout.questions, backbone.soa)
     return text_log_probs(backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
@@ -166,19 +163,22 @@ def loss(
     if not bool(kept.any()):
         return zero_loss(backbone), terms
     rollout = rollout.rows(kept.nonzero().squeeze(1).cpu())
-    new, entropy = replay(backbone, rollout, policy)
-    old = new.detach() if rollout.old_log_probs is None else rollout.old_log_probs.flatten(0, 2)
-    mask = rollout.texts.valid.flatten(0, 2)
-    if policy.mask_truncated_completions:
-        mask = mask & rollout.texts.finished.flatten()[:, None]
-    kl = None
+    now, then = replay(backbone, rollout, policy), None
     if reference is not None:
         with torch.no_grad():
-            kl_reference, _ = replay(reference, rollout, policy)
-        kl = token_kl(new, kl_reference)
-    value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size, kl, policy.beta)
-    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, {**terms, "loss/text": value.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+            then = replay(reference, rollout, policy)
+    value, stats = text_surrogate(
+        rollout.texts,
+        now,
+        rollout.old_log_probs,
+        rollout.advantages,
+        config.text,
+        size,
+        policy.mask_truncated_completions,
+        then,
+        policy.beta,
+    )
+    return value, {**terms, **stats}
 
 
 def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:
@@ -197,6 +197,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(backbone, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="grpo",
+        texts_per_question=config.policy.num_generations,
         on_log=on_log,
     )
     return loop.save_final(backbone, run_dir)

@@ -87,7 +87,7 @@ class LoopConfig:
     batch_size: int = 256
     """Examples per optimizer step, over all processes."""
     micro_batch_size: int = 256
-    """Examples per forward and backward pass of one process."""
+    """Examples per forward and backward pass of one process, which takes its whole share at once if that is smaller."""
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     """Compute activations of the transformer's layers again in the backward pass: less memory, a third more time."""
@@ -121,6 +121,27 @@ class Share:
     stop: int
     total: Callable[[Tensor], Tensor]
     """Sums a tensor over all processes."""
+
+
+def share_size(config: LoopConfig, num_processes: int) -> int:
+    """Examples of a batch for each process, in micro-batches of one size: they count alike in the gradient's mean.
+
+    Raises:
+        ValueError: if the batch cannot be shared so.
+    """
+    if config.batch_size % num_processes:
+        raise ValueError(
+            f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({num_processes})"
+        )
+    share, micro = config.batch_size // num_processes, config.micro_batch_size
+    if share > micro and share % micro:
+        fitting = next(size for size in range(micro, 0, -1) if share % size == 0)
+        raise ValueError(
+            f"each of {num_processes} processes takes {share} of {config.batch_size} examples, which is no multiple of "
+            f"micro_batch_size ({micro}): the smaller last micro-batch would count too much; set micro_batch_size "
+            f"{fitting}"
+        )
+    return share
 
 
 @contextmanager
@@ -365,6 +386,7 @@ def run(
     on_log: OnLog | None = None,
     treatment: Treatment = ALIKE,
     by_layer: bool = True,
+    samples_per_step: float = 0.0,
 ) -> Any:
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
@@ -375,11 +397,13 @@ def run(
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
     which parameters have another learning rate or are not clipped. `by_layer` lets FSDP gather weights layer by layer;
     off, for losses that call the layers more or less often as the data require, and for all that sample, it gathers
-    them for whole steps. Use the model that is returned: under FSDP the one passed in holds shards from then on.
+    them for whole steps. `samples_per_step` are what a step draws itself, logged as `time/samples_per_s`. Use the model
+    that is returned: under FSDP the one passed in holds shards from then on.
 
     Raises:
-        ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes, the
-            newest checkpoint is damaged, or the launcher asks for a kind of FSDP that is not supported.
+        ValueError: if checkpoint_every is not a multiple of `unit`, the batch cannot be shared by the processes in
+            micro-batches of one size, the newest checkpoint is damaged, or the launcher asks for a kind of FSDP that is
+            not supported.
         FloatingPointError: if a loss or gradient is not finite; the last good checkpoint is kept.
         OSError: if the disk has no room for the checkpoints.
     """
@@ -394,11 +418,7 @@ def run(
         # Not every term of a loss exists in every batch. Buffers are averaged below, not overwritten by the first's.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
-    if config.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size ({config.batch_size}) must be a multiple of the number of processes "
-            f"({accelerator.num_processes})"
-        )
+    share_size(config, accelerator.num_processes)
     accelerator.wait_for_everyone()  # the first makes the run's folder before it comes here
     accelerator.init_trackers(label)
     model.to(accelerator.device)
@@ -434,6 +454,8 @@ def run(
             is_last = state.step == config.steps
             if accelerator.is_main_process and (state.step % config.log_every == 0 or is_last):
                 means = meter.take()
+                if samples_per_step:
+                    means["time/samples_per_s"] = samples_per_step / means["time/step_s"]
                 append_metrics(run_dir, state.step, means)
                 accelerator.log(means, step=state.step)
                 advance(state.step, means)
@@ -466,7 +488,7 @@ def train_step(
     by_layer: bool,
 ) -> dict[str, float]:
     """One optimizer step over all micro-batches of this process; returns the mean metrics."""
-    share = config.batch_size // accelerator.num_processes
+    share = share_size(config, accelerator.num_processes)
     first = share * accelerator.process_index
     starts = range(first, first + share, config.micro_batch_size)
     parts: list[dict[str, float]] = []

@@ -18,7 +18,7 @@ from ladi.draws import Source, Streams
 from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone, compute_again
 from ladi.models.decoding import Continuation, Prefix, append, expand, select_rows
-from ladi.rl.objective import Total
+from ladi.rl.objective import Normaliser, SurrogateConfig, Total, alone, surrogate, token_kl
 from ladi.tasks.base import TIMEOUT, Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
@@ -45,6 +45,10 @@ class Texts:
     def rows(self, rows: Tensor) -> "Texts":
         """Those of some questions."""
         return Texts(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+    def counted(self, mask_truncated: bool) -> Bool[Tensor, "P R M T"]:
+        """The tokens that a loss counts: all valid ones, or with `mask_truncated` those of finished texts only."""
+        return self.valid & (self.finished[..., None] | (not mask_truncated))
 
 
 def score(
@@ -74,6 +78,13 @@ def score(
         solution=torch.tensor(solution, device=device).view(lead),
         timed_out=torch.tensor([v.reason == TIMEOUT for v in scores.verdicts], device=device).view(lead),
     )
+
+
+def text_entropy(sampled: Continuation, total: Total = alone) -> dict[str, Tensor]:
+    """Entropy of what a rollout's tokens were drawn from, mean over those of all processes; 0 if greedy."""
+    entropies = torch.where(sampled.valid, sampled.entropies.double(), 0.0)
+    summed, count = total(torch.stack([entropies.sum(), sampled.valid.sum()]))
+    return {"text/entropy": summed / count}
 
 
 def text_statistics(texts: Texts) -> dict[str, Tensor]:
@@ -110,10 +121,6 @@ def read_behind(
     return tuple(torch.cat(parts) for parts in zip(*(compute_again(some, rows) for rows in pieces), strict=True))
 
 
-TextReplay = tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]
-"""Log-probabilities and entropies of the sampled tokens."""
-
-
 def text_log_probs(
     backbone: Backbone,
     prefix: Prefix,
@@ -121,21 +128,41 @@ def text_log_probs(
     valid: Bool[Tensor, "S T"],
     temperature: float,
     at_once: int = 0,
-) -> TextReplay:
-    """Log-probabilities of sampled tokens after `prefix`, and entropies, of softmax(logits / temperature).
+) -> Float[Tensor, "S T"]:
+    """Log-probabilities of sampled tokens after `prefix`, of softmax(logits / temperature).
 
     Each of the prefix's P rows serves S / P neighbouring texts; `at_once` as in `read_behind`.
     """
 
-    def read(prefix: Prefix, ids: Tensor, valid: Tensor) -> TextReplay:
+    def read(prefix: Prefix, ids: Tensor, valid: Tensor) -> tuple[Tensor]:
         _, hidden = append(backbone, prefix, backbone.embed(ids[:, :-1]), valid[:, :-1])
         logits = backbone.logits(torch.cat([prefix.hidden[:, None], hidden], dim=1)).float() / temperature
-        with torch.no_grad():
-            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
-        return token_log_probs(logits, ids), entropy
+        return (token_log_probs(logits, ids),)
 
-    log_probs, entropies = read_behind(prefix, (ids, valid), read, at_once)
-    return log_probs, entropies
+    return read_behind(prefix, (ids, valid), read, at_once)[0]
+
+
+def text_surrogate(
+    texts: Texts,
+    log_probs: Float[Tensor, "S T"],
+    old_log_probs: Float[Tensor, "*lead T"] | None,
+    advantages: Float[Tensor, "*shape"],
+    config: SurrogateConfig,
+    size: Normaliser,
+    mask_truncated: bool,
+    reference: Float[Tensor, "S T"] | None = None,
+    beta: float = 0.0,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The clipped surrogate of sampled texts, whose elements are tokens, and its terms for the log.
+
+    `log_probs` and `reference` are replays of all texts, by the weights that learn and by those that the KL is taken
+    from. Without `old_log_probs` the texts were drawn by the weights that learn.
+    """
+    old = log_probs.detach() if old_log_probs is None else old_log_probs.flatten(0, -2)
+    mask = texts.counted(mask_truncated).flatten(0, 2)
+    kl = None if reference is None else token_kl(log_probs, reference)
+    value, stats = surrogate(log_probs, old, advantages.flatten(), mask, config, size, kl, beta)
+    return value, {"loss/text": value.detach(), **{f"text/{name}": x for name, x in stats.items()}}
 
 
 @runtime_checkable
@@ -175,6 +202,7 @@ def optimise(
     sample: Callable[[list[Problem], Source, Total], Sliceable],
     loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
     label: str,
+    texts_per_question: int,
     on_log: loop.OnLog | None,
     treatment: loop.Treatment = loop.ALIKE,
 ) -> Any:
@@ -204,6 +232,7 @@ def optimise(
         on_log=on_log,
         treatment=treatment,
         by_layer=False,
+        samples_per_step=batch_size * texts_per_question / num_iterations,
     )
 
 

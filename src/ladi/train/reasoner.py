@@ -100,8 +100,13 @@ def make_batch(
 def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig, generator: torch.Generator) -> Tensor:
     """L_FM over R noise draws of every block: mean over latents and channels, then over real blocks and draws."""
     x0 = batch.target.repeat_interleave(config.noise_draws, dim=1)  # (B, K * R, N, D)
-    t = draw_times(x0.shape[:2], generator, distribution=config.times, mean=config.times_mean, std=config.times_std).to(
-        x0.device
+    t = draw_times(
+        x0.shape[:2],
+        generator,
+        distribution=config.times,
+        mean=config.times_mean,
+        std=config.times_std,
+        device=x0.device,
     )
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     v = reasoner.velocity(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)

@@ -19,6 +19,7 @@ from ladi.draws import Source, child, shared
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
 from ladi.flow.solver import noisy_steps, sde_transition
+from ladi.losses import masked_mean
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, continue_ids, expand
@@ -34,20 +35,20 @@ from ladi.rl.objective import (
     reward_statistics,
     surrogate,
     text_advantages,
-    token_kl,
 )
 from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
-    TextReplay,
     Texts,
     optimise,
     reference_of,
     score,
+    text_entropy,
     text_log_probs,
     text_statistics,
+    text_surrogate,
     zero_loss,
 )
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
@@ -113,10 +114,10 @@ class PolicyConfig:
             )
         if self.alpha < 1 and self.temperature <= 0:
             raise ValueError("texts are trained by sampling: alpha below 1 needs temperature > 0; or set alpha 1")
-        if self.alpha == 0 and self.texts_per_latent == 1 and self.text_advantage == "within_latent":
+        if self.alpha < 1 and self.texts_per_latent == 1 and self.text_advantage == "within_latent":
             raise ValueError(
-                "a latent with one text has nothing to compare it with: alpha 0 with texts_per_latent 1 needs "
-                "text_advantage pooled"
+                f"a latent with one text has nothing to compare it with: alpha {self.alpha} with texts_per_latent 1 "
+                "needs text_advantage pooled; or set alpha 1 (latents only), or more texts_per_latent"
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
@@ -127,6 +128,11 @@ class PolicyConfig:
             )
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
+            if available == 0:
+                raise ValueError(
+                    f"sde_window {self.sde_window} holds only the last of {self.num_steps} steps, which is never "
+                    f"stochastic: alpha {self.alpha} needs an earlier step in it; or set alpha 0"
+                )
             if self.replay_steps > available:
                 raise ValueError(f"replay_steps is {self.replay_steps}, but only {available} steps are stochastic")
 
@@ -234,12 +240,12 @@ def sample_rollout(
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
         old = None
         if policy.num_iterations > 1 and policy.alpha < 1:
-            old, _ = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
+            old = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
             old = old.view_as(texts.ids)
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
         noisy = noisy[torch.randperm(len(noisy), generator=shared(source))[: policy.replay_steps]].sort().values
-    counted = texts.valid & (texts.finished[..., None] | (not policy.mask_truncated_completions))
+    counted = texts.counted(policy.mask_truncated_completions)
     utilities = texts.rewards.mean(2)
     kind, scale, clamp = policy.text_advantage, policy.scale_rewards, policy.advantage_clamp
     return Rollout(
@@ -253,20 +259,30 @@ def sample_rollout(
         num_tokens=int(total(counted.sum())),
         num_transitions=int(total(paths.num_blocks.sum())) * len(noisy),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
-        metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **latent_statistics(paths)},
+        metrics={
+            **reward_statistics(texts.rewards),
+            **text_statistics(texts),
+            **text_entropy(sampled, total),
+            **latent_statistics(paths),
+        },
     )
 
 
 def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
-    """Spread of a question's finished first blocks, entropy of a noisy transition (both per number of a block), and the
-    length of the repulsion's push beside that of the drift."""
+    """Spread of a question's finished first blocks and entropy of a noisy transition, both per number of a block, and
+    the length of the repulsion's push beside that of the drift, mean over real blocks and steps.
+
+    The entropy is the noise's, a constant of the grid and the noise level; whether latents collapse, the spread tells.
+    """
     first = paths.latents[:, :, 0]
     stats = {}
     if first.shape[1] > 1:
         stats["latent/spread"] = mean_pairwise_distance(first).mean() / first[0, 0].numel() ** 0.5
     if paths.pushes is not None:
         drift = paths.means - paths.pushes - paths.states[:, :, :, :-1]
-        stats["latent/push_to_drift"] = relative_strength(paths.pushes, drift).mean()
+        strength = relative_strength(paths.pushes, drift)  # (P, R, K, S)
+        real = torch.arange(strength.shape[2], device=strength.device) < paths.num_blocks[..., None]
+        stats["latent/push_to_drift"] = masked_mean(strength, real[..., None].expand_as(strength))
     noisy = paths.stds[paths.stds > 0]
     if len(noisy):
         stats["latent/transition_entropy"] = (0.5 * torch.log(2 * torch.pi * torch.e * noisy.square())).mean()
@@ -323,17 +339,17 @@ def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: 
     return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)])
 
 
-def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> TextReplay:
-    """Sampled texts under the present weights, several after each of the prefix's rows."""
+def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> Tensor:
+    """Log-probabilities (S, T) of sampled texts under the present weights, several after each of the prefix's rows."""
     return text_log_probs(reasoner.backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A rollout under the present weights; `texts` (log-probabilities and entropies) is None where not asked for."""
+    """A rollout under the present weights; `texts` (log-probabilities) is None where not asked for."""
 
     blocks: list[Transitions]
-    texts: TextReplay | None
+    texts: Float[Tensor, "S T"] | None
 
 
 def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> Replay:
@@ -404,9 +420,19 @@ def loss(
     if now.texts is not None:
         num_texts = num_sequences * policy.texts_per_latent
         size = Normaliser(num_texts, share * rollout.num_tokens, reasoner.config.max_answer_tokens)
-        text_loss, stats = text_term(rollout, now.texts, then and then.texts, config, size)
+        text_loss, stats = text_surrogate(
+            rollout.texts,
+            now.texts,
+            rollout.old_text_log_probs,
+            rollout.text_advantages,
+            config.text,
+            size,
+            policy.mask_truncated_completions,
+            None if then is None else then.texts,
+            policy.beta,
+        )
         value = value + (1 - policy.alpha) * text_loss
-        terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+        terms |= stats
     return value, terms
 
 
@@ -414,13 +440,6 @@ def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Conf
     """Surrogate of the trajectories: elements are the replayed transitions of all real blocks."""
     policy, paths = config.policy, rollout.paths
     dims = paths.latents[0, 0, 0].numel() if policy.log_prob_reduction == "mean" else 1
-    clip = config.latent
-    scaled = SurrogateConfig(
-        loss_type=clip.loss_type,
-        importance_sampling_level=clip.importance_sampling_level,
-        epsilon=clip.epsilon / dims,
-        epsilon_high=clip.high / dims,
-    )
     new = torch.cat([block.log_probs for block in now.blocks], dim=2)
     reduction, steps = policy.log_prob_reduction, rollout.steps
     old = torch.cat([old_transition_log_probs(paths, k, steps, reduction) for k in range(len(now.blocks))], dim=2)
@@ -435,7 +454,7 @@ def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Conf
         old.flatten(0, 1),
         rollout.latent_advantages.flatten(),
         mask.flatten(0, 1),
-        scaled,
+        config.latent.per_number(dims),
         size,
         kl,
         policy.beta,
@@ -446,19 +465,6 @@ def transition_kl(a: Transitions, b: Transitions, reduction: Reduction) -> Float
     """KL of each replayed transition from the reference's; Flow-GRPO's closed form in v, here through the means."""
     stds = a.stds[..., None, None]
     return gaussian_kl(a.means, stds, b.means, stds, reduction)
-
-
-def text_term(rollout: Rollout, now: TextReplay, then: TextReplay | None, config: Config, size: Normaliser):
-    """Surrogate of the texts: elements are their tokens."""
-    policy, texts, (new, entropy) = config.policy, rollout.texts, now
-    old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 2)
-    mask = texts.valid.flatten(0, 2)
-    if policy.mask_truncated_completions:
-        mask = mask & texts.finished.flatten()[:, None]
-    kl = None if then is None else token_kl(new, then[0])
-    value, stats = surrogate(new, old, rollout.text_advantages.flatten(), mask, config.text, size, kl, policy.beta)
-    stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, stats
 
 
 def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.OnLog | None = None) -> Path:
@@ -479,6 +485,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         lambda problems, source, total: sample_rollout(reasoner, problems, rewards, config, source, total),
         lambda model, rollout: loss(model, rollout, config, reference),
         label="rl",
+        texts_per_question=config.policy.num_latents * config.policy.texts_per_latent,
         on_log=on_log,
     )
     return loop.save_final(reasoner, run_dir)
