@@ -1,9 +1,11 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ladi.inference.text import alphabet, blocks_of
 from ladi.models.backbone import Backbone
+from ladi.rundir import differences, to_json
 from ladi.train.presets import PRESETS
 
 
@@ -59,3 +61,19 @@ def test_the_code_preset_of_ladi_rl_holds_the_paper_s_settings():
     assert (p.rl.policy.num_steps, p.eval.sample.num_steps) == (10, 30)
     assert (p.rl.policy.alpha, p.rl.policy.guidance) == (0.9, 0.8)
     assert p.eval.model_dir == p.rl.out_dir / "final"
+
+
+def epochs(stage) -> float:
+    return stage.loop.steps * stage.loop.batch_size / stage.data.num_train
+
+
+def test_own_data_is_learned_with_qwen3_as_gsm8k_is_but_for_steps_and_lengths_of_answers():
+    ours, gsm8k = (PRESETS[name](Path("root")) for name in ("jsonl_qwen3_600m", "ladir_gsm8k_qwen3_600m"))
+    changed = {line.split(" (")[0] for line in differences(to_json(asdict(gsm8k)), to_json(asdict(ours)))}
+    free = ("steps", "warmup_steps", "num_train", "max_answer_tokens", "max_completion_length")
+    assert {name for name in changed if ".task." not in name and name.split(".")[-1] not in free} == set()
+    assert not any(name.startswith(("rl.loop", "grpo.loop", "dlr.loop", "dlr_warmup.loop")) for name in changed)
+    assert ours.sft.data.task.name == "jsonl"
+    for stage in ("sft", "reasoner", "rollout"):
+        assert epochs(getattr(ours, stage)) == pytest.approx(epochs(getattr(gsm8k, stage)), rel=0.15)
+    assert ours.vae.loop.steps < gsm8k.vae.loop.steps
