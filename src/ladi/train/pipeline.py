@@ -42,6 +42,10 @@ class Sizes:
     vae: ThoughtVAEConfig
     max_blocks: int
     max_answer_tokens: int
+    """Longest answer that a reasoner's text head writes."""
+    max_text_tokens: int = 0
+    """Longest text, thought and answer, of a token-level model and of DLR's main model; 0 means `max_answer_tokens`
+    where the answer spells the thought, else 4 times as many."""
     num_train: int = 300_000
     batch_size: int = 256
     micro_batch_size: int = 256
@@ -115,7 +119,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
         **memory,
     )
     num_generations = sizes.policy.num_latents * sizes.policy.texts_per_latent
-    longest = sizes.max_answer_tokens if sizes.task.cot_in_answer else 4 * sizes.max_answer_tokens
+    longest = sizes.max_text_tokens or sizes.max_answer_tokens * (1 if sizes.task.cot_in_answer else 4)
 
     return Pipeline(
         sft=sft.Config(
