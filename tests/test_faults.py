@@ -467,7 +467,7 @@ def test_tokens_that_a_model_lacks_are_the_same_at_every_load(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_pretrained_models_resume_and_keep_their_embeddings_tied_or_not(tmp_path, tied):
-    """LoRA leaves the embeddings of our tokens as they were drawn at loading, so that they too must be the same."""
+    """LoRA starts from the embeddings of our tokens as they were drawn at loading, so that these must be the same."""
     foreign_model(tmp_path / "lm", tied, eos_token="<eos>")
     own = ["--backbone.name-or-path", str(tmp_path / "lm"), "--lora-rank", "2"]
     args, cut = ([*command(tmp_path, "sft", tmp_path / run), *own] for run in ("whole", "cut"))
