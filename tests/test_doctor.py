@@ -153,7 +153,8 @@ class Measured:
     def assistant(self):
         config = self.pipeline.dlr_warmup
         backbone = Backbone.from_config(config.backbone, alphabet(self.task))
-        return LatentAssistant.from_backbones(config.assistant, backbone, load_main(config.main), config.main)
+        main = load_main(config.main, config.main_dtype)
+        return LatentAssistant.from_backbones(config.assistant, backbone, main, config.main)
 
     def dlr_warmup(self):
         assistant = self.assistant()
@@ -212,6 +213,34 @@ def test_activations_in_bf16(preset, stage):
     pipeline = of_few_problems(preset, {"precision": "bf16"})
     measured = getattr(Measured(pipeline, count), stage.replace("-", "_"))()
     assert estimated(pipeline)[stage].activations == pytest.approx(measured, rel=0.15)
+
+
+TEXTS = {"text_weight": 1.0, "temperature": 1.0, "num_decoded": 8, "filter": "random"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "policy", "precision", "main_dtype"),
+    [
+        ("dlr_warmup", {}, "fp32", "bfloat16"),
+        ("dlr_warmup", {}, "bf16", "bfloat16"),
+        ("dlr_warmup", {}, "bf16", "float32"),
+        ("dlr", {"dlr": TEXTS}, "bf16", "bfloat16"),
+    ],
+)
+def test_activations_and_state_follow_the_dtype_of_a_frozen_main_model(preset, stage, policy, precision, main_dtype):
+    def count(model, run):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return model, saved_bytes(model, run)
+
+    pipeline = replace(preset, dlr_warmup=replace(preset.dlr_warmup, main_dtype=main_dtype))
+    pipeline = of_few_problems(pipeline, {"precision": precision}, **policy)
+    model, kept = getattr(Measured(pipeline, count), stage)()
+    found, usual = (estimated(p)[stage.replace("_", "-")] for p in (pipeline, preset))
+    assert found.activations == pytest.approx(kept, rel=0.1)
+    main = (model.assistant if stage == "dlr_warmup" else model).main
+    assert usual.state - found.state == pytest.approx(
+        sum(4 * p.numel() - p.nbytes for p in main.parameters()), rel=1e-2
+    )
 
 
 @pytest.mark.parametrize(

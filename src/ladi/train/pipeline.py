@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ladi.inference.evaluate import EvalConfig
-from ladi.models.assistant import AssistantConfig
+from ladi.models.assistant import AssistantConfig, MainDtype
 from ladi.models.backbone import BackboneConfig
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAEConfig
@@ -75,6 +75,7 @@ class Sizes:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     main: str = ""
     """DLR's main model; empty takes that of the stage `sft`."""
+    main_dtype: MainDtype = "float32"
     assistant_backbone: BackboneConfig = field(default_factory=BackboneConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     warmup_steps: int = 1000
@@ -175,6 +176,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             out_dir=root / "dlr_warmup",
             data=data,
             main=sizes.main or str(root / "sft" / "final"),
+            main_dtype=sizes.main_dtype,
             backbone=sizes.assistant_backbone,
             assistant=replace(sizes.assistant, max_answer_tokens=longest),
             free_steps=sizes.warmup_free_steps,

@@ -174,6 +174,7 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
         rl_questions=questions,
         rl_micro_batch_size=4,
         main=LLAMA2_7B,
+        main_dtype="bfloat16",
         assistant_backbone=BackboneConfig(name_or_path=LLAMA2_1B),
         assistant=AssistantConfig(num_latents=32, latent_width=512),
         warmup_steps=num_train // questions,
