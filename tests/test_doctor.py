@@ -280,6 +280,44 @@ def test_the_state_is_what_a_checkpoint_and_the_gradients_hold(preset):
     assert found["sft"].parameters == sum(p.numel() for p in backbone.parameters())
 
 
+def bytes_in(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def test_the_disk_is_what_a_stage_leaves_there_and_has_there_at_most(preset, tmp_path, monkeypatch):
+    sizes = loop.LoopConfig(steps=4, batch_size=4, micro_batch_size=4, checkpoint_every=1)
+    config = replace(preset.sft, out_dir=tmp_path, loop=sizes)
+    peaks, prune = [], loop.prune_checkpoints
+    monkeypatch.setattr(loop, "prune_checkpoints", lambda *args: (peaks.append(bytes_in(tmp_path)), prune(*args)))
+    sft.main(config)
+    found = estimated(replace(preset, sft=config))["sft"]
+    assert found.disk == pytest.approx(bytes_in(tmp_path), rel=0.02)
+    assert found.disk_peak == pytest.approx(max(peaks), rel=0.02)
+
+
+def test_models_are_left_as_large_as_the_bundled_ones(preset):
+    found, p = estimated(preset), preset.reasoner
+    latents = 4 * p.data.num_train * p.max_blocks * preset.vae.vae.num_latents * preset.vae.vae.latent_width
+    bundled = {"sft": ("ar",), "vae": ("vae",), "reasoner": ("stage1", "vae"), "rl": ("rl", "vae"), "grpo": ("grpo",)}
+    for stage, folders in bundled.items():
+        e = found[stage]
+        checkpoint = e.state - 4 * e.parameters  # as large as gradients, moments and average
+        model = e.disk - checkpoint - latents * (stage == "reasoner")
+        assert model == pytest.approx(sum(bytes_in(MODELS / folder) for folder in folders), rel=0.03), stage
+
+
+def test_the_disk_that_all_stages_need_is_said_and_whether_it_is_there():
+    def estimate(disk, peak):
+        return footprint.Estimate(0, 0, 0, None, None, disk * 2**30, peak * 2**30)
+
+    found = {"a": estimate(2, 9), "b": estimate(3, 6), "c": estimate(4, 5)}
+    for free, enough in ((11, True), (9.9, False)):  # when c trains: 2 + 3 + 5
+        said = doctor.disk_line(found, int(free * 2**30))
+        assert "all together 9.00 GiB" in said
+        assert "a has the most, 9.00 GiB" in said
+        assert ("Too little" not in said) == enough
+
+
 SIZES = {
     "meta-llama/Llama-3.1-8B": 8.03,
     "meta-llama/Llama-2-7b-hf": 6.74,

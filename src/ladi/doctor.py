@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -97,12 +98,21 @@ def main(config: Config, console: Console) -> dict[str, Estimate]:
         console.print(f"No activations and tokens, for the data cannot be read: {error} (here: --data.task.path)")
     found = estimates(pipeline, size)
     console.print(estimate_table(config.preset, found))
-    checkpoint = max(16 * estimate.trainable for estimate in found.values())
-    free = shutil.disk_usage(Path.cwd()).free
-    kept = (pipeline.sft.loop.keep_checkpoints + 1) * checkpoint
-    if kept > free:
-        console.print(f"The largest stage keeps {kept / 2**30:.1f} GiB of checkpoints: too much for this disk.")
+    console.print(disk_line(found, shutil.disk_usage(Path.cwd()).free))
     return found
+
+
+def disk_line(found: dict[str, Estimate], free: int) -> str:
+    """What all stages, one after another, need of the disk, and whether it has that."""
+    largest = max(found, key=lambda stage: found[stage].disk_peak)
+    stays = [0, *accumulate(estimate.disk for estimate in found.values())]
+    needed = max(before + estimate.disk_peak for before, estimate in zip(stays, found.values(), strict=False))
+    said = (
+        f"Disk: each stage leaves its model and newest checkpoint, all together {stays[-1] / 2**30:.2f} GiB; while it "
+        f"trains, {largest} has the most, {found[largest].disk_peak / 2**30:.2f} GiB."
+    )
+    too_little = f" Too little is free here for all: {free / 2**30:.1f} GiB; delete what later stages do not read."
+    return said + too_little * (needed > free)
 
 
 def estimate_table(preset: str, found: dict[str, Estimate]) -> Table:

@@ -34,6 +34,10 @@ class Estimate:
     activations: int | None
     """None where the data could not be read; so too the tokens."""
     tokens_per_update: int | None
+    disk: int
+    """What stays of it when it is done: its model, the newest checkpoint, and of `reasoner` the cached latents."""
+    disk_peak: int
+    """What it has there at most while it trains."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,23 @@ class Stages:
         """Of DLR's main model."""
         return replace(self.passes(stage, self.main), half_weights=self.main_is_half)
 
+    def written(self) -> dict[str, int]:
+        """Parameters of the model that each stage leaves."""
+        p, assistant, with_vae = self.lm.num_parameters, self.helper.num_parameters, 3 * self.lm.num_parameters
+        return {
+            "sft": p,
+            "vae": 2 * p,
+            **dict.fromkeys(("reasoner", "rollout", "rl"), with_vae),
+            "grpo": p,
+            "dlr-warmup": assistant,
+            "dlr": assistant + self.main.num_parameters * self.pipeline.dlr.train_main,
+        }
+
+    def latents(self) -> int:
+        """Bytes of the cached posteriors of the training set."""
+        vae, reasoner = self.pipeline.vae.vae, self.pipeline.reasoner
+        return 2 * 2 * reasoner.data.num_train * reasoner.max_blocks * vae.num_latents * vae.latent_width
+
     def sft(self) -> Need:
         size, p, passes = self.size, self.lm.num_parameters, self.passes("sft")
         tokens = size.question + size.target
@@ -293,28 +314,24 @@ class Stages:
 
 
 def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
-    """What each stage needs of one process that takes the whole batch in micro-batches; without activations and tokens
-    where no lengths are known.
+    """What each stage needs of one process that takes the whole batch in micro-batches, and of the disk; without
+    activations and tokens where no lengths are known.
     """
     stages = Stages(pipeline, size or UNKNOWN)
+    written = stages.written()
 
-    def estimate(need: Need, loop: LoopConfig) -> Estimate:
+    def estimate(stage: str, need: Need) -> Estimate:
+        loop: LoopConfig = getattr(pipeline, stage.replace("-", "_")).loop
         averaged = bool(loop.optim.ema_decay)
         state = 4 * need.loaded - 2 * need.in_half + 4 * need.trainable * (3 + averaged)
+        checkpoint, latents = 4 * need.trainable * (3 + averaged), stages.latents() * (stage == "reasoner")
+        disk = 4 * written[stage] + checkpoint + latents, (loop.keep_checkpoints + 1) * checkpoint + latents
         if size is None:
-            return Estimate(need.loaded, need.trainable, state, None, None)
+            return Estimate(need.loaded, need.trainable, state, None, None, *disk)
         activations = need.saved.kept + need.saved.again
         if loop.precision == "bf16":
             activations += 2 * need.trainable  # copies of weights that autocast keeps
-        return Estimate(need.loaded, need.trainable, state, int(activations), int(need.tokens * loop.batch_size))
+        tokens = int(need.tokens * loop.batch_size)
+        return Estimate(need.loaded, need.trainable, state, int(activations), tokens, *disk)
 
-    return {
-        "sft": estimate(stages.sft(), pipeline.sft.loop),
-        "vae": estimate(stages.vae(), pipeline.vae.loop),
-        "reasoner": estimate(stages.reasoner(), pipeline.reasoner.loop),
-        "rollout": estimate(stages.rollout(), pipeline.rollout.loop),
-        "rl": estimate(stages.rl(), pipeline.rl.loop),
-        "grpo": estimate(stages.grpo(), pipeline.grpo.loop),
-        "dlr-warmup": estimate(stages.dlr_warmup(), pipeline.dlr_warmup.loop),
-        "dlr": estimate(stages.dlr(), pipeline.dlr.loop),
-    }
+    return {stage: estimate(stage, getattr(stages, stage.replace("-", "_"))()) for stage in written}
