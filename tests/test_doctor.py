@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ladi import doctor, footprint
+from ladi import cli, doctor, footprint
 from ladi.bundled import ASSETS
 from ladi.draws import Streams
 from ladi.inference.text import alphabet, blocks_of, sft_target
@@ -366,6 +366,18 @@ def test_without_the_data_sizes_are_estimated_and_a_local_copy_gives_the_rest(tm
     found = doctor.main(here, console)
     assert all(found[stage].activations > 0 for stage in STAGES)
     assert found["sft"].parameters == pytest.approx(without["sft"].parameters, rel=0.05)
+
+
+def test_a_pretrained_backbone_of_the_command_line_is_counted_in_every_stage_that_goes_on_from_it(tmp_path):
+    sizes = BackboneConfig(family="llama", width=48, num_layers=3, num_heads=2, mlp_width=64)
+    backbone = Backbone.from_config(sizes, "abcdefgh")
+    backbone.save_pretrained(tmp_path)
+    args = ["--backbone.name-or-path", str(tmp_path)]
+    config = cli.configured(doctor.configuration("jsonl_small"), args, "ladi doctor")
+    found = doctor.main(config, Console(quiet=True))
+    p = sum(p.numel() for p in backbone.parameters())
+    assert [found[stage].trainable for stage in ("sft", "reasoner", "rollout", "rl", "grpo")] == [p] * 5
+    assert found["dlr-warmup"].parameters == p + found["dlr-warmup"].trainable  # the main model, frozen
 
 
 @pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])

@@ -197,7 +197,7 @@ def run_bench(args: list[str]) -> None:
 
 
 def run_doctor(args: list[str]) -> None:
-    """`ladi doctor --preset NAME [--data.task.path FOLDER]`."""
+    """`ladi doctor --preset NAME [--data.task.path FOLDER] [--backbone.name-or-path MODEL]`."""
     preset, rest = take_preset(args)
     doctor.main(configured(doctor.configuration(preset), rest, "ladi doctor"), console)
 

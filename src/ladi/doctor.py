@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ladi.footprint import Estimate, estimates, lengths
+from ladi.models.backbone import BackboneConfig
 from ladi.tasks.code import Code
 from ladi.tasks.sandbox import shared_sandbox
 from ladi.train.data import DataConfig
@@ -27,15 +28,18 @@ class Config:
     preset: str
     data: DataConfig
     """What the stages read; --data.task.path names a local copy of a published data set."""
+    backbone: BackboneConfig
+    """Of the stage `sft` and of those that go on from its model; --backbone.name-or-path names a pretrained one."""
 
 
 def configuration(preset: str) -> Config:
-    """A preset with its data.
+    """A preset with its data and backbone.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    return Config(preset=preset, data=preset_named(preset)().sft.data)
+    first = preset_named(preset)().sft
+    return Config(preset=preset, data=first.data, backbone=first.backbone)
 
 
 def environment() -> list[tuple[str, str]]:
@@ -86,7 +90,7 @@ def cached_config(name: str) -> str | None:
 def main(config: Config, console: Console) -> dict[str, Estimate]:
     """Print what the preset needs and what is missing; returns the estimates."""
     pipeline = preset_named(config.preset)()
-    pipeline = replace(pipeline, sft=replace(pipeline.sft, data=config.data))
+    pipeline = replace(pipeline, sft=replace(pipeline.sft, data=config.data, backbone=config.backbone))
     table = Table("", "", title="this machine and this preset", show_header=False)
     for row in [*environment(), *needs(pipeline)]:
         table.add_row(*row)
