@@ -91,6 +91,18 @@ def test_the_code_preset_of_ladi_rl_holds_the_paper_s_settings():
     assert p.eval.model_dir == p.rl.out_dir / "final"
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_writes_to_a_folder_of_its_name(name):
+    p = PRESETS[name]()
+    folders = [stage.out_dir for stage in (p.sft, p.vae, p.reasoner, p.rollout, p.rl, p.grpo, p.dlr_warmup, p.dlr)]
+    assert {folder.parent for folder in folders} == {Path("runs") / name}
+    assert len(set(folders)) == len(folders)
+
+
+def test_both_names_of_the_paper_s_dlr_preset_mean_the_same():
+    assert PRESETS["dlr_gsm8k_llama2_7b"](Path("root"), 3) == PRESETS["dlr_paper"](Path("root"), 3)
+
+
 def epochs(stage) -> float:
     return stage.loop.steps * stage.loop.batch_size / stage.data.num_train
 

@@ -17,6 +17,7 @@ from ladi.tasks.jsonl import Jsonl
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
 from ladi.train.presets_large import (
+    dlr_gsm8k_llama2_7b,
     dlr_paper,
     jsonl_qwen3_600m,
     ladi_rl_code_qwen3_8b,
@@ -202,7 +203,7 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "ladir_code_qwen3_8b": ladir_code_qwen3_8b,
     "ladi_rl_code_qwen3_8b": ladi_rl_code_qwen3_8b,
     "dlr_paper": dlr_paper,
-    "dlr_gsm8k_llama2_7b": dlr_paper,
+    "dlr_gsm8k_llama2_7b": dlr_gsm8k_llama2_7b,
 }
 
 

@@ -198,3 +198,8 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
         projection_lr=1e-4,
     )
     return pipeline(sizes, root, seed)
+
+
+def dlr_gsm8k_llama2_7b(root: Path = Path("runs/dlr_gsm8k_llama2_7b"), seed: int = 0) -> Pipeline:
+    """`dlr_paper` under the name of its data and main model."""
+    return dlr_paper(root, seed)
