@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ladi import doctor, footprint
+from ladi import cli, doctor, footprint
 from ladi.bundled import ASSETS
 from ladi.draws import Streams
 from ladi.inference.text import alphabet, blocks_of, sft_target
@@ -153,7 +153,8 @@ class Measured:
     def assistant(self):
         config = self.pipeline.dlr_warmup
         backbone = Backbone.from_config(config.backbone, alphabet(self.task))
-        return LatentAssistant.from_backbones(config.assistant, backbone, load_main(config.main), config.main)
+        main = load_main(config.main, config.main_dtype)
+        return LatentAssistant.from_backbones(config.assistant, backbone, main, config.main)
 
     def dlr_warmup(self):
         assistant = self.assistant()
@@ -214,6 +215,34 @@ def test_activations_in_bf16(preset, stage):
     assert estimated(pipeline)[stage].activations == pytest.approx(measured, rel=0.15)
 
 
+TEXTS = {"text_weight": 1.0, "temperature": 1.0, "num_decoded": 8, "filter": "random"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "policy", "precision", "main_dtype"),
+    [
+        ("dlr_warmup", {}, "fp32", "bfloat16"),
+        ("dlr_warmup", {}, "bf16", "bfloat16"),
+        ("dlr_warmup", {}, "bf16", "float32"),
+        ("dlr", {"dlr": TEXTS}, "bf16", "bfloat16"),
+    ],
+)
+def test_activations_and_state_follow_the_dtype_of_a_frozen_main_model(preset, stage, policy, precision, main_dtype):
+    def count(model, run):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return model, saved_bytes(model, run)
+
+    pipeline = replace(preset, dlr_warmup=replace(preset.dlr_warmup, main_dtype=main_dtype))
+    pipeline = of_few_problems(pipeline, {"precision": precision}, **policy)
+    model, kept = getattr(Measured(pipeline, count), stage)()
+    found, usual = (estimated(p)[stage.replace("_", "-")] for p in (pipeline, preset))
+    assert found.activations == pytest.approx(kept, rel=0.1)
+    main = (model.assistant if stage == "dlr_warmup" else model).main
+    assert usual.state - found.state == pytest.approx(
+        sum(4 * p.numel() - p.nbytes for p in main.parameters()), rel=1e-2
+    )
+
+
 @pytest.mark.parametrize(
     ("stage", "loop", "policy"),
     [
@@ -249,6 +278,44 @@ def test_the_state_is_what_a_checkpoint_and_the_gradients_hold(preset):
     gradients = sum(p.numel() * 4 for p in backbone.parameters())
     assert found["sft"].state == pytest.approx(state.num_bytes() + gradients, rel=1e-3)
     assert found["sft"].parameters == sum(p.numel() for p in backbone.parameters())
+
+
+def bytes_in(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def test_the_disk_is_what_a_stage_leaves_there_and_has_there_at_most(preset, tmp_path, monkeypatch):
+    sizes = loop.LoopConfig(steps=4, batch_size=4, micro_batch_size=4, checkpoint_every=1)
+    config = replace(preset.sft, out_dir=tmp_path, loop=sizes)
+    peaks, prune = [], loop.prune_checkpoints
+    monkeypatch.setattr(loop, "prune_checkpoints", lambda *args: (peaks.append(bytes_in(tmp_path)), prune(*args)))
+    sft.main(config)
+    found = estimated(replace(preset, sft=config))["sft"]
+    assert found.disk == pytest.approx(bytes_in(tmp_path), rel=0.02)
+    assert found.disk_peak == pytest.approx(max(peaks), rel=0.02)
+
+
+def test_models_are_left_as_large_as_the_bundled_ones(preset):
+    found, p = estimated(preset), preset.reasoner
+    latents = 4 * p.data.num_train * p.max_blocks * preset.vae.vae.num_latents * preset.vae.vae.latent_width
+    bundled = {"sft": ("ar",), "vae": ("vae",), "reasoner": ("stage1", "vae"), "rl": ("rl", "vae"), "grpo": ("grpo",)}
+    for stage, folders in bundled.items():
+        e = found[stage]
+        checkpoint = e.state - 4 * e.parameters  # as large as gradients, moments and average
+        model = e.disk - checkpoint - latents * (stage == "reasoner")
+        assert model == pytest.approx(sum(bytes_in(MODELS / folder) for folder in folders), rel=0.03), stage
+
+
+def test_the_disk_that_all_stages_need_is_said_and_whether_it_is_there():
+    def estimate(disk, peak):
+        return footprint.Estimate(0, 0, 0, None, None, disk * 2**30, peak * 2**30)
+
+    found = {"a": estimate(2, 9), "b": estimate(3, 6), "c": estimate(4, 5)}
+    for free, enough in ((11, True), (9.9, False)):  # when c trains: 2 + 3 + 5
+        said = doctor.disk_line(found, int(free * 2**30))
+        assert "all together 9.00 GiB" in said
+        assert "a has the most, 9.00 GiB" in said
+        assert ("Too little" not in said) == enough
 
 
 SIZES = {
@@ -299,6 +366,18 @@ def test_without_the_data_sizes_are_estimated_and_a_local_copy_gives_the_rest(tm
     found = doctor.main(here, console)
     assert all(found[stage].activations > 0 for stage in STAGES)
     assert found["sft"].parameters == pytest.approx(without["sft"].parameters, rel=0.05)
+
+
+def test_a_pretrained_backbone_of_the_command_line_is_counted_in_every_stage_that_goes_on_from_it(tmp_path):
+    sizes = BackboneConfig(family="llama", width=48, num_layers=3, num_heads=2, mlp_width=64)
+    backbone = Backbone.from_config(sizes, "abcdefgh")
+    backbone.save_pretrained(tmp_path)
+    args = ["--backbone.name-or-path", str(tmp_path)]
+    config = cli.configured(doctor.configuration("jsonl_small"), args, "ladi doctor")
+    found = doctor.main(config, Console(quiet=True))
+    p = sum(p.numel() for p in backbone.parameters())
+    assert [found[stage].trainable for stage in ("sft", "reasoner", "rollout", "rl", "grpo")] == [p] * 5
+    assert found["dlr-warmup"].parameters == p + found["dlr-warmup"].trainable  # the main model, frozen
 
 
 @pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])

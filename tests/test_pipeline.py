@@ -1,11 +1,15 @@
 """Every stage through the command line, a few steps each, on a tiny model; resume; errors a user can make."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from ladi import cli
@@ -69,7 +73,7 @@ def test_every_stage_writes_its_run_folder(trained):
         assert json.loads((run / "config.json").read_text())["loop"]["steps"] == 4
         assert json.loads((run / "provenance.json").read_text())["machine"]
         assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4]
-        assert len(list((run / "checkpoints").glob("step-*"))) == 2
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
         assert (run / "final" / "config.json").is_file()
 
 
@@ -213,6 +217,39 @@ def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, s
         ladi(monkeypatch, *args)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+DEVICE = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
+
+
+def chosen_devices(monkeypatch, has_mps: bool, **environment: str) -> list[str]:
+    """Where Accelerate trains after a command has begun: asked for the number of processes first, or at once."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: has_mps)
+    for name in DEVICE:
+        monkeypatch.setenv(name, "")  # so that it is unset again at the end
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        ladi(monkeypatch, "eval", "--model-dir", "nowhere")
+    devices = []
+    for asks_first in (True, False):
+        for state in (PartialState, AcceleratorState):
+            monkeypatch.setattr(state, "_shared_state", {})
+        if asks_first:
+            PartialState()
+        devices.append(Accelerator().device.type)
+    return devices
+
+
+def test_an_apple_gpu_is_taken_only_where_it_is_named(monkeypatch):
+    """It has no float64; the test needs none, for nothing is moved there."""
+    assert chosen_devices(monkeypatch, has_mps=True) == ["cpu", "cpu"]
+    assert chosen_devices(monkeypatch, has_mps=True, ACCELERATE_USE_CPU="false") == ["mps", "mps"]
+    assert chosen_devices(monkeypatch, has_mps=True, ACCELERATE_TORCH_DEVICE="mps") == ["mps", "mps"]
+    chosen_devices(monkeypatch, has_mps=False)
+    assert not set(DEVICE) & os.environ.keys()
 
 
 def test_the_installed_command_lists_its_commands():

@@ -4,12 +4,14 @@ ladi train reasoner --preset cd3_tiny --loop.steps 500
 ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/rl --json eval.json
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -216,7 +218,7 @@ def run_bench(args: list[str]) -> None:
 
 
 def run_doctor(args: list[str]) -> None:
-    """`ladi doctor --preset NAME [--data.task.path FOLDER]`."""
+    """`ladi doctor --preset NAME [--data.task.path FOLDER] [--backbone.name-or-path MODEL]`."""
     preset, rest = take_preset(args)
     doctor.main(configured(doctor.configuration(preset), rest, "ladi doctor"), console)
 
@@ -232,6 +234,15 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
 }
 
 
+def avoid_mps() -> None:
+    """Train on the CPU of an Apple computer, whose GPU Accelerate would take: that has no float64, in which tokens are
+    drawn. A device that the environment names already is left.
+    """
+    if torch.backends.mps.is_available() and not {"ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"} & os.environ.keys():
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # the first is not read where processes are counted before
+
+
 def main() -> None:
     """Run one command; what a user can mend is said in one line, with exit status 2.
 
@@ -243,6 +254,7 @@ def main() -> None:
     if not args or args[0] not in COMMANDS:
         print(USAGE)
         sys.exit(0 if args[:1] in ([], ["--help"], ["-h"]) else 2)
+    avoid_mps()
     try:
         COMMANDS[args[0]](args[1:])
     except (ValueError, OSError, FloatingPointError, RewardError) as error:

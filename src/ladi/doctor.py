@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ladi.footprint import Estimate, estimates, lengths
+from ladi.models.backbone import BackboneConfig
 from ladi.tasks.code import Code
 from ladi.tasks.sandbox import shared_sandbox
 from ladi.train.data import DataConfig
@@ -26,15 +28,18 @@ class Config:
     preset: str
     data: DataConfig
     """What the stages read; --data.task.path names a local copy of a published data set."""
+    backbone: BackboneConfig
+    """Of the stage `sft` and of those that go on from its model; --backbone.name-or-path names a pretrained one."""
 
 
 def configuration(preset: str) -> Config:
-    """A preset with its data.
+    """A preset with its data and backbone.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    return Config(preset=preset, data=preset_named(preset)().sft.data)
+    first = preset_named(preset)().sft
+    return Config(preset=preset, data=first.data, backbone=first.backbone)
 
 
 def environment() -> list[tuple[str, str]]:
@@ -85,7 +90,7 @@ def cached_config(name: str) -> str | None:
 def main(config: Config, console: Console) -> dict[str, Estimate]:
     """Print what the preset needs and what is missing; returns the estimates."""
     pipeline = preset_named(config.preset)()
-    pipeline = replace(pipeline, sft=replace(pipeline.sft, data=config.data))
+    pipeline = replace(pipeline, sft=replace(pipeline.sft, data=config.data, backbone=config.backbone))
     table = Table("", "", title="this machine and this preset", show_header=False)
     for row in [*environment(), *needs(pipeline)]:
         table.add_row(*row)
@@ -97,12 +102,21 @@ def main(config: Config, console: Console) -> dict[str, Estimate]:
         console.print(f"No activations and tokens, for the data cannot be read: {error} (here: --data.task.path)")
     found = estimates(pipeline, size)
     console.print(estimate_table(config.preset, found))
-    checkpoint = max(16 * estimate.trainable for estimate in found.values())
-    free = shutil.disk_usage(Path.cwd()).free
-    kept = (pipeline.sft.loop.keep_checkpoints + 1) * checkpoint
-    if kept > free:
-        console.print(f"The largest stage keeps {kept / 2**30:.1f} GiB of checkpoints: too much for this disk.")
+    console.print(disk_line(found, shutil.disk_usage(Path.cwd()).free))
     return found
+
+
+def disk_line(found: dict[str, Estimate], free: int) -> str:
+    """What all stages, one after another, need of the disk, and whether it has that."""
+    largest = max(found, key=lambda stage: found[stage].disk_peak)
+    stays = [0, *accumulate(estimate.disk for estimate in found.values())]
+    needed = max(before + estimate.disk_peak for before, estimate in zip(stays, found.values(), strict=False))
+    said = (
+        f"Disk: each stage leaves its model and newest checkpoint, all together {stays[-1] / 2**30:.2f} GiB; while it "
+        f"trains, {largest} has the most, {found[largest].disk_peak / 2**30:.2f} GiB."
+    )
+    too_little = f" Too little is free here for all: {free / 2**30:.1f} GiB; delete what later stages do not read."
+    return said + too_little * (needed > free)
 
 
 def estimate_table(preset: str, found: dict[str, Estimate]) -> Table:

@@ -34,6 +34,10 @@ class Estimate:
     activations: int | None
     """None where the data could not be read; so too the tokens."""
     tokens_per_update: int | None
+    disk: int
+    """What stays of it when it is done: its model, the newest checkpoint, and of `reasoner` the cached latents."""
+    disk_peak: int
+    """What it has there at most while it trains."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Need:
     trainable: int
     saved: Saved
     tokens: Count
+    in_half: int = 0
+    """Parameters, of those loaded, that are kept in bfloat16."""
 
 
 def lengths(pipeline: Pipeline) -> Lengths:
@@ -117,6 +123,17 @@ class Passes:
 
     lm: LmShape
     loop: LoopConfig
+    half_weights: bool = False
+    """The model is loaded in bfloat16."""
+
+    @property
+    def half(self) -> bool:
+        """Whether matrices are multiplied in bfloat16."""
+        return self.half_weights or self.loop.precision == "bf16"
+
+    def cast(self, weights: int) -> int:
+        """Bytes of the copies of frozen weights that a pass under autocast keeps, since they are not in bfloat16."""
+        return 2 * weights * (self.half and not self.half_weights)
 
     def body(self, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Saved:
         """Of `rows` rows of `tokens` positions each, behind `before` cached ones; without the LM head.
@@ -124,10 +141,10 @@ class Passes:
         A layer saves, per position, 6 vectors of the model's width (two norms, two residuals), 4 of the MLP's, the
         heads' queries, keys and values after rotation and repetition, where heads are normalised those before too, and
         its mask; per row the keys and values of what stands before. A frozen layer leaves out what only its weights'
-        gradients need: the normalised vectors and the inputs of its matrices. With gradient checkpointing a layer
-        keeps its input and the keys and values before and after it.
+        gradients need: the normalised vectors and the inputs of its matrices; but under autocast it saves the matrices'
+        copies. With gradient checkpointing a layer keeps its input and the keys and values before and after it.
         """
-        lm, half, rows = self.lm, self.loop.precision == "bf16", rows * self.loop.micro_batch_size
+        lm, half, rows = self.lm, self.half, rows * self.loop.micro_batch_size
         heads = (6 if lm.normalises_heads else 4) * lm.head_width + 2 * lm.normalises_heads * lm.kv_width
         vectors, mlp = 6 * lm.width + heads, 4 * lm.mlp_width
         if frozen:
@@ -137,20 +154,23 @@ class Passes:
         position = (3.4 * vectors + 2 * mlp if half else 4 * (vectors + mlp)) + 4 * (lm.num_heads + before + tokens)
         number = 2 if half else 4
         layer = rows * (tokens * position + 2 * number * lm.head_width * before)
+        if frozen:
+            layer += self.cast(lm.width * (2 * lm.head_width + 2 * lm.kv_width + 3 * lm.mlp_width))
         ends = rows * tokens * 8 * lm.width
         if not self.loop.gradient_checkpointing:
             return Saved(ends + lm.num_layers * layer)
         cached = 2 * number * lm.kv_width * (2 * before + tokens)
         return Saved(ends + lm.num_layers * rows * (4 * lm.width * tokens + cached), layer)
 
-    def head(self, tokens: Count) -> Saved:
+    def head(self, tokens: Count, frozen: bool = False) -> Saved:
         """Of the LM head on `tokens` positions, and of their log-probabilities."""
-        number, tokens = 3 if self.loop.precision == "bf16" else 4, tokens * self.loop.micro_batch_size
-        return Saved(number * tokens * (2 * self.lm.vocab_size + self.lm.width))
+        number, tokens = 3 if self.half else 4, tokens * self.loop.micro_batch_size
+        weights = self.cast(self.lm.vocab_size * self.lm.width) if frozen else 0
+        return Saved(number * tokens * (2 * self.lm.vocab_size + self.lm.width) + weights)
 
     def text(self, rows: Count, tokens: Count, before: Count = 0, frozen: bool = False) -> Saved:
         """Of `rows` texts of `tokens` tokens each, behind `before` cached positions."""
-        return self.body(rows, tokens, before, frozen) + self.head(rows * tokens)
+        return self.body(rows, tokens, before, frozen) + self.head(rows * tokens, frozen)
 
     def texts(self, rows: int, tokens: Count, before: Count, at_once: int) -> Saved:
         """Of sampled texts, where `at_once` > 0 in passes of so many, which are computed again as a whole."""
@@ -172,6 +192,7 @@ class Stages:
         self.lm, self.helper = (lm_shape(stage.backbone, vocab) for stage in (pipeline.sft, pipeline.dlr_warmup))
         main, own = pipeline.dlr_warmup.main, str(pipeline.sft.out_dir / "final")
         self.main = self.lm if main == own else lm_shape(BackboneConfig(name_or_path=main), 0)
+        self.main_is_half = pipeline.dlr_warmup.main_dtype == "bfloat16"
         self.block = pipeline.vae.vae.num_latents + 2
         """Positions of a finished block: its latents, `<bot>` and `<eot>`."""
         self.copy = pipeline.vae.vae.num_latents + 1
@@ -182,6 +203,27 @@ class Stages:
     def passes(self, stage: str, lm: LmShape | None = None) -> Passes:
         """Of the pipeline's language model, or of another, in a stage."""
         return Passes(lm or self.lm, getattr(self.pipeline, stage).loop)
+
+    def of_main(self, stage: str) -> Passes:
+        """Of DLR's main model."""
+        return replace(self.passes(stage, self.main), half_weights=self.main_is_half)
+
+    def written(self) -> dict[str, int]:
+        """Parameters of the model that each stage leaves."""
+        p, assistant, with_vae = self.lm.num_parameters, self.helper.num_parameters, 3 * self.lm.num_parameters
+        return {
+            "sft": p,
+            "vae": 2 * p,
+            **dict.fromkeys(("reasoner", "rollout", "rl"), with_vae),
+            "grpo": p,
+            "dlr-warmup": assistant,
+            "dlr": assistant + self.main.num_parameters * self.pipeline.dlr.train_main,
+        }
+
+    def latents(self) -> int:
+        """Bytes of the cached posteriors of the training set."""
+        vae, reasoner = self.pipeline.vae.vae, self.pipeline.reasoner
+        return 2 * 2 * reasoner.data.num_train * reasoner.max_blocks * vae.num_latents * vae.latent_width
 
     def sft(self) -> Need:
         size, p, passes = self.size, self.lm.num_parameters, self.passes("sft")
@@ -239,18 +281,18 @@ class Stages:
         return Need(p * (1 + bool(policy.beta)), p, saved, 2 * texts * size.target)
 
     def dlr_warmup(self) -> Need:
-        size, helper, main = self.size, self.passes("dlr_warmup", self.helper), self.passes("dlr_warmup", self.main)
+        size, helper, main = self.size, self.passes("dlr_warmup", self.helper), self.of_main("dlr_warmup")
         latents = self.pipeline.dlr_warmup.assistant.num_latents
         read, asked = size.question + size.target + latents, size.question + 1
         saved = helper.body(1, read) + helper.body(1, asked) + helper.body(1, latents - 1, asked)
         saved += main.body(1, latents + 1, size.question, frozen=True)
         saved += main.text(1, size.target, size.question + latents + 1, frozen=True)
-        trained = 2 * self.helper.num_parameters
-        return Need(self.main.num_parameters + trained, trained, saved, 2 * read + asked + latents)
+        trained, frozen = 2 * self.helper.num_parameters, self.main.num_parameters
+        return Need(frozen + trained, trained, saved, 2 * read + asked + latents, frozen * self.main_is_half)
 
     def dlr(self) -> Need:
         size, policy = self.size, self.pipeline.dlr.policy
-        helper, main = self.passes("dlr", self.helper), self.passes("dlr", self.main)
+        helper, main = self.passes("dlr", self.helper), self.of_main("dlr")
         latents, asked = self.pipeline.dlr_warmup.assistant.num_latents, size.question + 1
         drawn, decoded = policy.num_generations, policy.num_decoded
         at_once = policy.replay_trajectories
@@ -266,34 +308,30 @@ class Stages:
             longest = self.pipeline.dlr_warmup.assistant.max_answer_tokens
             saved += main.body(decoded, latents + 1, size.question, frozen=True)
             saved += main.text(decoded, longest, size.question + latents + 1, frozen=True)
-        p = self.helper.num_parameters
+        p, frozen = self.helper.num_parameters, self.main.num_parameters
         tokens = 3 * drawn * latents + decoded * (size.target + latents)
-        return Need(self.main.num_parameters + p * (1 + bool(policy.beta)), p, saved, tokens)
+        return Need(frozen + p * (1 + bool(policy.beta)), p, saved, tokens, frozen * self.main_is_half)
 
 
 def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
-    """What each stage needs of one process that takes the whole batch in micro-batches; without activations and tokens
-    where no lengths are known.
+    """What each stage needs of one process that takes the whole batch in micro-batches, and of the disk; without
+    activations and tokens where no lengths are known.
     """
     stages = Stages(pipeline, size or UNKNOWN)
+    written = stages.written()
 
-    def estimate(need: Need, loop: LoopConfig) -> Estimate:
+    def estimate(stage: str, need: Need) -> Estimate:
+        loop: LoopConfig = getattr(pipeline, stage.replace("-", "_")).loop
         averaged = bool(loop.optim.ema_decay)
-        state = 4 * need.loaded + 4 * need.trainable * (3 + averaged)
+        state = 4 * need.loaded - 2 * need.in_half + 4 * need.trainable * (3 + averaged)
+        checkpoint, latents = 4 * need.trainable * (3 + averaged), stages.latents() * (stage == "reasoner")
+        disk = 4 * written[stage] + checkpoint + latents, (loop.keep_checkpoints + 1) * checkpoint + latents
         if size is None:
-            return Estimate(need.loaded, need.trainable, state, None, None)
+            return Estimate(need.loaded, need.trainable, state, None, None, *disk)
         activations = need.saved.kept + need.saved.again
         if loop.precision == "bf16":
             activations += 2 * need.trainable  # copies of weights that autocast keeps
-        return Estimate(need.loaded, need.trainable, state, int(activations), int(need.tokens * loop.batch_size))
+        tokens = int(need.tokens * loop.batch_size)
+        return Estimate(need.loaded, need.trainable, state, int(activations), tokens, *disk)
 
-    return {
-        "sft": estimate(stages.sft(), pipeline.sft.loop),
-        "vae": estimate(stages.vae(), pipeline.vae.loop),
-        "reasoner": estimate(stages.reasoner(), pipeline.reasoner.loop),
-        "rollout": estimate(stages.rollout(), pipeline.rollout.loop),
-        "rl": estimate(stages.rl(), pipeline.rl.loop),
-        "grpo": estimate(stages.grpo(), pipeline.grpo.loop),
-        "dlr-warmup": estimate(stages.dlr_warmup(), pipeline.dlr_warmup.loop),
-        "dlr": estimate(stages.dlr(), pipeline.dlr.loop),
-    }
+    return {stage: estimate(stage, getattr(stages, stage.replace("-", "_"))()) for stage in written}

@@ -1,11 +1,13 @@
 """DLR's assistant and main model: densities, gradients, costs, files."""
 
+import json
+
 import pytest
 import torch
 from torch.distributions import Independent, Normal
 
 from ladi.flow.logprob import gaussian_log_prob
-from ladi.models.assistant import AssistantConfig, LatentAssistant, MainCost, weights_hash
+from ladi.models.assistant import AssistantConfig, LatentAssistant, MainCost, load_main, weights_hash
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import expand
 from ladi.rl.contrastive import contrastive_loss
@@ -157,6 +159,23 @@ def test_another_main_model_is_refused(assistant, tmp_path):
     other = Backbone.from_config(BackboneConfig(width=32, num_layers=2, num_heads=2, mlp_width=64, seed=9), ALPHABET)
     with pytest.raises(ValueError, match="trained with the main model of weights"):
         LatentAssistant.from_pretrained(tmp_path / "saved", other)
+
+
+def test_the_main_model_is_loaded_in_the_dtype_of_its_hash_which_is_float32_where_none_is_named(assistant, tmp_path):
+    assistant.main.save_pretrained(tmp_path / "main")
+    where = str(tmp_path / "main")
+    half = LatentAssistant.from_backbones(CONFIG, small_llama(), load_main(where, "bfloat16"), where)
+    half.save_pretrained(tmp_path / "half")
+    assert LatentAssistant.from_pretrained(tmp_path / "half").main.lm.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="bfloat16"):
+        LatentAssistant.from_pretrained(tmp_path / "half", assistant.main)
+    assistant.main_source = where
+    assistant.save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    del config["main"]["dtype"]
+    path.write_text(json.dumps(config))
+    assert LatentAssistant.from_pretrained(tmp_path / "old").main.lm.dtype == torch.float32
 
 
 @pytest.mark.parametrize("fields", [{"num_latents": 0}, {"std": 0.0}, {"latent_width": 0}])

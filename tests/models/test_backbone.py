@@ -1,7 +1,18 @@
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
+from ladi.models.assistant import weights_hash
 from ladi.models.backbone import Backbone, BackboneConfig, character_tokenizer
 from ladi.models.decoding import append, continue_ids, continue_text, expand, open_question, sample_tokens
 from tests.conftest import ALPHABET
@@ -93,6 +104,54 @@ def test_a_model_without_our_special_tokens_gets_them(backbone, tmp_path):
     assert len({loaded.bot, loaded.eot, loaded.soa, loaded.eos, loaded.pad}) == 5
 
 
+FOREIGN = 12
+"""Tokens of the tokenizer below."""
+
+
+def foreign_model(folder: Path, family: str, vocab_size: int, tied: bool) -> dict[str, torch.Tensor]:
+    """Saves a model whose tokenizer lacks our tokens and whose unused embeddings are tiny; returns its weights."""
+    words = {word: i for i, word in enumerate(["<eos>", "<unk>", *"0123456789"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    make = {"qwen3": Qwen3Config, "llama": LlamaConfig}[family]
+    config = make(vocab_size=vocab_size, tie_word_embeddings=tied, num_key_value_heads=2, head_dim=16, **sizes)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        lm = AutoModelForCausalLM.from_config(config)
+        lm.get_input_embeddings().weight.mul_(5)
+        lm.get_input_embeddings().weight[FOREIGN:].mul_(1e-6)
+    tokens.save_pretrained(folder)
+    lm.save_pretrained(folder)
+    return {name: p.detach().clone() for name, p in lm.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("vocab_size", [FOREIGN, FOREIGN + 1, FOREIGN + 8])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_tokens_that_a_model_lacks_are_as_large_as_others_whether_its_vocabulary_has_room_or_not(
+    tmp_path, family, vocab_size, tied
+):
+    before = foreign_model(tmp_path / "foreign", family, vocab_size, tied)
+    loaded, state = Backbone.from_pretrained(tmp_path / "foreign"), torch.get_rng_state()
+    ids = [loaded.bot, loaded.eot, loaded.soa]
+    assert ids == [FOREIGN, FOREIGN + 1, FOREIGN + 2]
+    assert loaded.lm.config.vocab_size == max(vocab_size, FOREIGN + 3)
+    table = loaded.lm.get_input_embeddings().weight
+    rms = table.square().mean(1).sqrt()
+    torch.testing.assert_close(rms[ids].mean(), rms[:FOREIGN].mean(), rtol=0.25, atol=0)
+    assert (table[ids] @ table[ids].T / 32 / rms[ids].outer(rms[ids]) - torch.eye(3)).abs().max() < 0.5  # all differ
+    for name, p in loaded.lm.named_parameters():
+        rows = [i for i in range(len(before[name])) if len(before[name]) != vocab_size or i not in ids]
+        assert torch.equal(p[rows], before[name][rows]), name
+    torch.rand(7)  # what else was drawn does not matter
+    assert weights_hash(Backbone.from_pretrained(tmp_path / "foreign")) == weights_hash(loaded)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert weights_hash(Backbone.from_pretrained(tmp_path / "saved")) == weights_hash(loaded)
+    torch.set_rng_state(state)
+
+
 def test_another_family_is_refused(tmp_path):
     config = BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, is_decoder=True
@@ -105,9 +164,10 @@ def test_another_family_is_refused(tmp_path):
 def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
     backbone.save_pretrained(tmp_path / "plain")
     backbone.add_lora(2)
-    trainable = {name for name, p in backbone.named_parameters() if p.requires_grad}
-    assert trainable
-    assert all("lora" in name for name in trainable)
+    trainable = {name: p.numel() for name, p in backbone.named_parameters() if p.requires_grad}
+    (tokens,) = (name for name in trainable if "lora" not in name)
+    assert trainable[tokens] == 3 * backbone.width  # <bot>, <eot> and <soa>
+    assert sum(trainable.values()) < sum(p.numel() for p in backbone.parameters()) / 4
     with torch.no_grad():
         for name, p in backbone.named_parameters():
             if "lora_B" in name:
@@ -120,6 +180,40 @@ def test_lora_trains_few_parameters_and_merges_on_save(backbone, tmp_path):
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
     _, plain = append(Backbone.from_pretrained(tmp_path / "plain"), None, loaded.embed(ids), valid)
     assert (after - plain).abs().max() > 1e-3  # the update was merged, not dropped
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_lora_trains_the_embeddings_of_our_tokens_and_no_others(tmp_path, family, tied):
+    foreign_model(tmp_path / "foreign", family, FOREIGN + 8, tied)
+    before, model = (Backbone.from_pretrained(tmp_path / "foreign") for _ in range(2))
+    model.add_lora(2)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    ids = torch.tensor([[3, model.bot, model.eot, model.soa, 7]])
+    for _ in range(2):
+        _, hidden = append(model, None, model.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        model.logits(hidden).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        _, hidden = append(model, None, model.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        logits = model.logits(hidden)
+    model.save_pretrained(tmp_path / "trained")
+    saved = Backbone.from_pretrained(tmp_path / "trained")
+    ours = torch.zeros(FOREIGN + 8, dtype=torch.bool)
+    ours[ids[0, 1:4]] = True
+    old, new = (m.lm.get_input_embeddings().weight for m in (before, saved))
+    assert ((new != old).any(1) == ours).all()
+    head = saved.lm.get_output_embeddings().weight
+    assert (head is new) == tied
+    assert tied or torch.equal(head, before.lm.get_output_embeddings().weight)
+    _, hidden = append(saved, None, saved.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(saved.logits(hidden), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_lora_of_a_model_that_reads_none_of_our_tokens_leaves_them(backbone):
+    backbone.add_lora(2, special_tokens=False)
+    assert all("lora" in name for name, p in backbone.named_parameters() if p.requires_grad)
 
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_less(backbone):

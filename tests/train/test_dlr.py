@@ -314,6 +314,34 @@ def test_the_main_model_can_be_trained_too_and_is_saved_then(saved):
     assert weights_hash(load_main(str(saved / "main"))) == before
 
 
+def test_a_main_model_in_bfloat16_stays_so_from_warm_up_to_inference_and_is_not_trained(saved):
+    folder, main_model = saved / "half", load_main(str(saved / "main"), "bfloat16")
+    data, loop = DataConfig(task=TASK, num_train=100), loop_settings(1)
+    warmup = dlr_warmup.Config(
+        out_dir=folder / "warm",
+        data=data,
+        main=str(saved / "main"),
+        main_dtype="bfloat16",
+        backbone=SMALL,
+        assistant=ASSISTANT,
+        loop=loop,
+    )
+    final = dlr_warmup.main(warmup)
+    dlr.main(settings(folder, text_weight=1.0, temperature=1.0), [even_digits])
+    for place in (final, folder / "dlr" / "final"):
+        assert json.loads((place / "config.json").read_text())["main"]["dtype"] == "bfloat16"
+        loaded = LatentAssistant.from_pretrained(place)
+        assert {p.dtype for p in loaded.main.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in loaded.policy.parameters()} == {torch.float32}
+        assert weights_hash(loaded.main) == weights_hash(main_model)
+        assert loaded.generate(["1,2,3:6"], num_latents=2).latents.isfinite().all()
+    with pytest.raises(ValueError, match="train_main needs a main model in float32"):
+        dlr.main(
+            replace(settings(folder, text_weight=1.0, temperature=1.0, train_main=True), out_dir=folder / "x"),
+            [even_digits],
+        )
+
+
 def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assistant):
     config = user_rewards(settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0))
     rollout = sampled(assistant, config)

@@ -233,6 +233,23 @@ def test_old_checkpoints_are_dropped_and_nothing_is_pickled(tmp_path):
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".json", ".jsonl", ".safetensors"}
 
 
+def test_a_finished_run_keeps_its_newest_checkpoint_from_which_a_longer_one_goes_on(tmp_path):
+    net = run(config(), tmp_path)
+    net.save_pretrained = lambda folder: (folder / "config.json").write_text("{}")
+    assert loop.save_final(net, tmp_path) == tmp_path / "final"
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+    run(config(steps=8), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_checkpoint_is_as_large_as_is_said_with_an_average_or_without(tmp_path, decay):
+    optim = OptimConfig(lr=0.01, warmup_steps=2, ema_decay=decay)
+    run(config(optim=optim), tmp_path)
+    tensors = [t for file in last_tensors(tmp_path).values() for t in file.values() if t.ndim]  # numbers do not count
+    assert sum(t.nbytes for t in tensors) == loop.State(Net(), optim, loop.ALIKE).num_bytes()
+
+
 def test_too_little_disk_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("ladi.rundir.shutil.disk_usage", lambda path: type("usage", (), {"free": 100})())
     with pytest.raises(OSError, match="MB free"):

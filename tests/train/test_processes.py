@@ -23,7 +23,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from ladi import cli
-from ladi.train import sharding
+from ladi.train import loop, sharding
 from tests.train.test_processes import commands
 shard = sharding.shard
 def checked(module, *args):
@@ -33,6 +33,7 @@ def checked(module, *args):
     print("sharded" if held < 0.6 * total else "not sharded")
     return hollow
 sharding.shard = checked
+loop.prune_checkpoints = lambda *_: None  # tests go on from one before the last
 for args in commands(*sys.argv[1:]).values():
     sys.argv = ["ladi", *args]
     cli.main()

@@ -255,6 +255,8 @@ def test_lora_changes_matrices_by_its_rank_and_trains_the_heads_in_full(tmp_path
         change = weight - before[name]
         if name.endswith("proj.weight"):
             assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
+        elif name.endswith("embed_tokens.weight"):
+            assert change.any(1).nonzero().flatten().tolist() == [3, 4, 5]  # <bot>, <eot>, <soa>
         else:
             assert not change.any(), name
     heads = load_file(tmp_path / "final" / "heads.safetensors")

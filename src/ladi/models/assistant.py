@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +24,9 @@ from ladi.draws import Source, Streams, normal
 from ladi.models.backbone import Backbone
 from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, open_question, select_rows
 from ladi.models.vae import load_heads, read_config
+
+MainDtype = Literal["float32", "bfloat16"]
+"""What the main model's weights are loaded in; those of the assistant are in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +237,8 @@ class LatentAssistant(nn.Module):
     # ---- files -------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json (which names the main model and its weights' hash), backbone/ of the assistant, the heads.
+        """Write config.json (which names the main model, its dtype and its weights' hash in that), backbone/ of the
+        assistant, the heads.
 
         The main model is not written, except where it was trained: then it stands in main/.
         """
@@ -245,7 +250,11 @@ class LatentAssistant(nn.Module):
         trained = any(p.requires_grad for p in self.main.parameters())
         if trained:
             self.main.save_pretrained(folder / "main")
-        main = {"source": "" if trained else self.main_source, "sha256": weights_hash(self.main)}
+        main = {
+            "source": "" if trained else self.main_source,
+            "dtype": str(self.main.lm.dtype).removeprefix("torch."),
+            "sha256": weights_hash(self.main),
+        }
         config = {"model": "LatentAssistant", **asdict(self.config), "main": main}
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
@@ -253,22 +262,24 @@ class LatentAssistant(nn.Module):
     def from_pretrained(cls, folder: str | Path, main: str | Path | Backbone = "") -> "LatentAssistant":
         """Load what `save_pretrained` wrote, ready for inference.
 
-        `main` is the main model, or where it lies now; by default it is looked for where it lay at training.
+        `main` is the main model, or where it lies now; by default it is looked for where it lay at training. It is
+        loaded in the dtype of that time.
 
         Raises:
             ValueError: if the folder holds no LatentAssistant, or `main` has other weights than the one it was
-                trained with.
+                trained with, or has them in another dtype.
         """
         folder = Path(located(folder))
         config = read_config(folder, "LatentAssistant")
         trained_with = config.pop("main")
         source = str(main or trained_with["source"] or folder / "main") if not isinstance(main, Backbone) else "given"
-        loaded = main if isinstance(main, Backbone) else load_main(source)
+        dtype = trained_with.get("dtype", "float32")  # older files do not say it
+        loaded = main if isinstance(main, Backbone) else load_main(source, dtype)
         found = weights_hash(loaded)
         if found != trained_with["sha256"]:
             raise ValueError(
                 f"{folder} was trained with the main model of weights {trained_with['sha256'][:12]} "
-                f"({trained_with['source'] or 'in main/'}), but {source} has {found[:12]}; name that one"
+                f"({trained_with['source'] or 'in main/'}, {dtype}), but {source} has {found[:12]}; name that one"
             )
         assistant = cls(AssistantConfig(**config), Backbone.from_pretrained(folder / "backbone"), loaded, source)
         load_heads(assistant, folder, ELSEWHERE)
@@ -279,9 +290,9 @@ ELSEWHERE = ("policy.backbone.", "main.")
 """Weights of a LatentAssistant that are not in heads.safetensors."""
 
 
-def load_main(source: str) -> Backbone:
+def load_main(source: str, dtype: MainDtype = "float32") -> Backbone:
     """The main model at a folder, of a bundled model's name or of a hub name."""
-    return Backbone.from_pretrained(source).eval()
+    return Backbone.from_pretrained(source, getattr(torch, dtype)).eval()
 
 
 def weights_hash(backbone: Backbone) -> str:

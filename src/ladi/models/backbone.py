@@ -228,6 +228,17 @@ def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
+@torch.no_grad()
+def draw_rows(table: Float[Tensor, "V C"], ids: Sequence[int]) -> None:
+    """Fill the rows `ids`, the last that a tokenizer has, with uniform numbers as large (root mean square) as those of
+    the rows before them: the same at every load and on every machine, for a frozen model is known by its weights' hash.
+    """
+    known = table[: min(ids) : 1 + min(ids) // 1000].double()  # a thousand rows will do
+    size = float(f"{known.square().mean().sqrt().item():.3g}")  # digits that do not depend on the order of the sum
+    numbers = 2 * torch.rand(len(ids), table.shape[1], generator=torch.Generator().manual_seed(0)) - 1
+    table[torch.tensor(ids)] = (3**0.5 * size * numbers).to(table.dtype)
+
+
 class Backbone(nn.Module):
     """A causal LM and its tokenizer; `width` is C, `eos`, `pad`, `bot`, `eot` and `soa` are token ids."""
 
@@ -268,7 +279,8 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> "Backbone":
-        """Load a model and tokenizer from a folder, `assets/...` or the hub; missing special tokens are added.
+        """Load a model and tokenizer from a folder, `assets/...` or the hub; missing special tokens are added, with new
+        embeddings also where the vocabulary had room for them, since nobody trained those rows.
 
         Raises:
             ValueError: if the model is not of the Llama or Qwen3 family, or its tokenizer has no end-of-text token.
@@ -292,10 +304,14 @@ class Backbone(nn.Module):
         missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"additional_special_tokens": missing})
-            if len(tokenizer) > lm.config.vocab_size:
+            new, grows = tokenizer.convert_tokens_to_ids(missing), len(tokenizer) > lm.config.vocab_size
+            if grows:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)  # every load has to draw the same, or a frozen model is another each time
                     lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            draw_rows(lm.get_input_embeddings().weight, new)
+            if grows and not lm.config.tie_word_embeddings:
+                draw_rows(lm.get_output_embeddings().weight, new)
         return cls(lm, tokenizer)
 
     def save_pretrained(self, folder: Path) -> None:
@@ -304,9 +320,20 @@ class Backbone(nn.Module):
         lm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def add_lora(self, rank: int, seed: int = 0) -> None:
-        """Freeze the weights and train low-rank updates of every linear layer instead (LoRA, arXiv:2106.09685)."""
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    def add_lora(self, rank: int, seed: int = 0, special_tokens: bool = True) -> None:
+        """Freeze the weights and train low-rank updates of every linear layer instead (LoRA, arXiv:2106.09685), and the
+        embeddings of `<bot>`, `<eot>` and `<soa>`, which a pretrained model has never seen; without `special_tokens`,
+        for a model that reads none of them, not those.
+
+        peft puts the trained rows into a copy of the embeddings, and of a head that is tied to them, at every pass.
+        """
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            trainable_token_indices=[self.bot, self.eot, self.soa] if special_tokens else None,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the same start in all processes
             self.lm = get_peft_model(self.lm, config)
@@ -324,7 +351,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.lm.get_input_embeddings().weight.device
+        return self.decoder.norm.weight.device  # the embeddings' weight may be a copy that LoRA makes when asked
 
     def embed(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
         """Input embeddings of token ids."""

@@ -134,7 +134,7 @@ class ThoughtVAE(nn.Module):
         if config.decoder == "frozen":
             decoder.requires_grad_(False)
         elif config.decoder == "lora":
-            decoder.add_lora(config.lora_rank)
+            decoder.add_lora(config.lora_rank, special_tokens=False)
         vae = cls(config, copy.deepcopy(backbone), decoder)
         vae.init_weights(torch.Generator().manual_seed(seed))
         return vae

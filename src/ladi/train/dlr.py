@@ -419,6 +419,11 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     run_dir = open_run(config.out_dir, config)
     rewards = Rewards(config.reward, config.data.task, functions)
     assistant = LatentAssistant.from_pretrained(config.model_dir, config.main).train()
+    if config.train_main and assistant.main.lm.dtype != torch.float32:
+        raise ValueError(
+            f"train_main needs a main model in float32, for small steps vanish in bfloat16, which {config.model_dir} "
+            "was made with; warm up again with --main-dtype float32"
+        )
     if config.std:
         assistant.policy.log_std.data.fill_(math.log(config.std))
     reference = reference_of(assistant.policy, config.policy.beta)

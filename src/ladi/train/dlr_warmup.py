@@ -21,7 +21,7 @@ from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.logprob import gaussian_kl
 from ladi.inference.text import alphabet, sft_target
 from ladi.losses import token_log_probs
-from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main
+from ladi.models.assistant import AssistantConfig, LatentAssistant, MainDtype, load_main
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
 from ladi.models.vae import Posterior
@@ -39,6 +39,8 @@ class Config:
     data: DataConfig
     main: str
     """Folder or hub name of the main model, which stays frozen; assets/... names one that came with ladi."""
+    main_dtype: MainDtype = "float32"
+    """What its weights are kept in, here and wherever the assistant is loaded; bfloat16 takes half the memory."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Of the assistant and of the encoder: a pretrained one (`name_or_path`), or new ones of the given size."""
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
@@ -147,7 +149,7 @@ def main(config: Config) -> Path:
     assistant = LatentAssistant.from_backbones(
         config.assistant,
         Backbone.from_config(config.backbone, alphabet(task)),
-        load_main(config.main),
+        load_main(config.main, config.main_dtype),
         config.main,
         config.loop.seed,
     )

@@ -94,6 +94,7 @@ class LoopConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    """While it trains; when the finished model is written, the newest stays, from which a longer run could go on."""
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
     seed: int = 0
@@ -157,10 +158,13 @@ def is_main_process() -> bool:
 
 
 def save_final(model: Any, run_dir: Path) -> Path:
-    """Write the finished model to `final/`, whole or not at all, once whatever the number of processes; returns it."""
+    """Write the finished model to `final/`, whole or not at all, once whatever the number of processes, and drop all
+    checkpoints but the newest; returns the folder.
+    """
     if is_main_process():
         with atomic_dir(run_dir / "final") as folder:
             model.save_pretrained(folder)
+        prune_checkpoints(run_dir, 1)
     PartialState().wait_for_everyone()
     return run_dir / "final"
 
@@ -254,8 +258,8 @@ class State:
         self.step = 0
 
     def num_bytes(self) -> int:
-        """Size of one checkpoint: weights, average and two moments."""
-        return 4 * sum(p.numel() * p.element_size() for p in self.trainable.values())
+        """Size of one checkpoint: weights, their average where it is kept, and two moments."""
+        return (3 + bool(self.ema)) * sum(p.numel() * p.element_size() for p in self.trainable.values())
 
     @torch.no_grad()
     def save(self, run_dir: Path, keep: int, writes: bool = True) -> Path:

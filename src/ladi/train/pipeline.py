@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ladi.inference.evaluate import EvalConfig
-from ladi.models.assistant import AssistantConfig
+from ladi.models.assistant import AssistantConfig, MainDtype
 from ladi.models.backbone import BackboneConfig
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAEConfig
@@ -42,6 +42,10 @@ class Sizes:
     vae: ThoughtVAEConfig
     max_blocks: int
     max_answer_tokens: int
+    """Longest answer that a reasoner's text head writes."""
+    max_text_tokens: int = 0
+    """Longest text, thought and answer, of a token-level model and of DLR's main model; 0 means `max_answer_tokens`
+    where the answer spells the thought, else 4 times as many."""
     num_train: int = 300_000
     """0 takes all training problems of a finite task."""
     batch_size: int = 256
@@ -72,6 +76,7 @@ class Sizes:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     main: str = ""
     """DLR's main model; empty takes that of the stage `sft`."""
+    main_dtype: MainDtype = "float32"
     assistant_backbone: BackboneConfig = field(default_factory=BackboneConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     warmup_steps: int = 1000
@@ -116,7 +121,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
         **memory,
     )
     num_generations = sizes.policy.num_latents * sizes.policy.texts_per_latent
-    longest = sizes.max_answer_tokens if sizes.task.cot_in_answer else 4 * sizes.max_answer_tokens
+    longest = sizes.max_text_tokens or sizes.max_answer_tokens * (1 if sizes.task.cot_in_answer else 4)
 
     return Pipeline(
         sft=sft.Config(
@@ -172,6 +177,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             out_dir=root / "dlr_warmup",
             data=data,
             main=sizes.main or str(root / "sft" / "final"),
+            main_dtype=sizes.main_dtype,
             backbone=sizes.assistant_backbone,
             assistant=replace(sizes.assistant, max_answer_tokens=longest),
             free_steps=sizes.warmup_free_steps,

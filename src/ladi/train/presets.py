@@ -17,7 +17,9 @@ from ladi.tasks.jsonl import Jsonl
 from ladi.train import dlr
 from ladi.train.pipeline import Pipeline, Sizes, pipeline
 from ladi.train.presets_large import (
+    dlr_gsm8k_llama2_7b,
     dlr_paper,
+    jsonl_qwen3_600m,
     ladi_rl_code_qwen3_8b,
     ladir_code_qwen3_8b,
     ladir_gsm8k_qwen3_600m,
@@ -153,7 +155,7 @@ def dlr_pipeline(
 
 
 def jsonl_small(root: Path = Path("runs/jsonl_small"), seed: int = 0) -> Pipeline:
-    """Your own data: `--data.task.path FILE`, and `--backbone.name-or-path MODEL` to start from a pretrained one."""
+    """Your own data (`--data.task.path FILE`) and a new model; `jsonl_qwen3_600m` starts from a pretrained one."""
     return free_text_pipeline(Jsonl(), 0, root, seed)
 
 
@@ -194,13 +196,14 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
     "dlr_cd3": dlr_cd3,
     "dlr_arithmetic": dlr_arithmetic,
     "jsonl_small": jsonl_small,
+    "jsonl_qwen3_600m": jsonl_qwen3_600m,
     "gym_small": gym_small,
     "ladir_gsm8k_qwen3_600m": ladir_gsm8k_qwen3_600m,
     "ladir_math_llama8b": ladir_math_llama8b,
     "ladir_code_qwen3_8b": ladir_code_qwen3_8b,
     "ladi_rl_code_qwen3_8b": ladi_rl_code_qwen3_8b,
     "dlr_paper": dlr_paper,
-    "dlr_gsm8k_llama2_7b": dlr_paper,
+    "dlr_gsm8k_llama2_7b": dlr_gsm8k_llama2_7b,
 }
 
 
