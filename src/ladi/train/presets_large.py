@@ -115,7 +115,7 @@ def jsonl_qwen3_600m(root: Path = Path("runs/jsonl_qwen3_600m"), seed: int = 0) 
         LADIR_600M,
         task=Jsonl(),
         max_answer_tokens=64,
-        num_train=1000,
+        num_train=0,
         sft_steps=50,
         vae_steps=600,
         reasoner_steps=1500,
