@@ -90,11 +90,6 @@ def sampled(assistant, config) -> dlr.Rollout:
     return dlr.sample_rollout(assistant, PROBLEMS, Rewards(RewardConfig(), TASK, [even_digits]), config, generator())
 
 
-def user_rewards(config: dlr.Config) -> dlr.Config:
-    """As for a run whose rewards are the user's, not {0, 1}."""
-    return replace(config, reward=RewardConfig(functions=("tests.train.test_dlr:even_digits",)))
-
-
 def logs(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -104,7 +99,7 @@ def logs(folder):
 
 @pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
 def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assistant, level):
-    config = user_rewards(settings(gamma=0.0, beta=0.0, value_weight=0.0, log_prob_reduction="sum"))
+    config = settings(gamma=0.0, beta=0.0, value_weight=0.0, log_prob_reduction="sum")
     config = replace(config, latent=SurrogateConfig(importance_sampling_level=level))
     rollout = sampled(assistant, config)
     assert rollout.advantages.abs().max() > 0.1
@@ -121,7 +116,7 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
 
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
-    config = user_rewards(settings(gamma=0.5, beta=0.1))
+    config = settings(gamma=0.5, beta=0.1)
     rollout, reference = sampled(assistant, config), copy.deepcopy(assistant.policy)
     gradients = []
     for pieces in (0, at_once):
@@ -143,7 +138,7 @@ def test_the_kl_is_that_of_monte_carlo(assistant):
 
 @pytest.mark.parametrize("kind", ["random", "value"])
 def test_a_filter_keeps_exactly_k_and_the_others_have_no_gradient(assistant, kind):
-    config = user_rewards(settings(filter=kind, num_decoded=4, gamma=0.0, beta=0.0))
+    config = settings(filter=kind, num_decoded=4, gamma=0.0, beta=0.0)
     rollout = sampled(assistant, config)
     assert rollout.decoded.shape == (3, 4) == rollout.advantages.shape
     assert (rollout.decoded.diff(dim=1) > 0).all()
@@ -174,17 +169,28 @@ def test_the_value_filter_takes_those_of_which_most_is_expected():
 
 
 def test_rewards_are_correctness_and_format_in_minus_one_and_one(assistant):
-    config = settings(format_weight=0.5)
-    texts = sampled(assistant, config).texts
+    policy = settings(format_weight=0.5).policy
+    texts = sampled(assistant, settings()).texts
     verdicts = replace(texts, rewards=torch.tensor([1.0, 0.0]).repeat(9).view(3, 6, 1))
     finished = torch.tensor([True, True, False]).repeat(6).view(3, 6, 1)
     verdicts = replace(verdicts, finished=finished)
-    total = dlr.total_rewards(verdicts, [], config)
+    total = dlr.total_rewards(verdicts, [], policy, are_users=False)
     assert total.flatten()[:6].tolist() == [1.5, -0.5, 0.5, -0.5, 1.5, -1.5]
-    tags = settings(format_weight=0.5, format="tags")
+    tags = replace(policy, format="tags")
     words = ["<think>a</think> <answer>b</answer>", "<think>a</think>", "<answer>b</answer>"] * 6
-    total = dlr.total_rewards(verdicts, words, tags)
+    total = dlr.total_rewards(verdicts, words, tags, are_users=False)
     assert total.flatten()[:6].tolist() == [1.5, -1.5, 0.5, -0.5, 0.5, -1.5]
+
+
+@pytest.mark.parametrize("by", ["config", "argument"])
+def test_rewards_of_the_user_are_used_as_they_are(assistant, by):
+    named, given = (("tests.train.test_dlr:even_digits",), []) if by == "config" else ((), [even_digits])
+    config = replace(settings(format_weight=0.5), reward=RewardConfig(functions=named))
+    rollout = dlr.sample_rollout(assistant, PROBLEMS, Rewards(config.reward, TASK, given), config, generator())
+    texts = assistant.main.detokenize(rollout.texts.ids.flatten(0, 2))
+    expected = torch.tensor(even_digits([], texts)) + 0.5 * (2 * rollout.texts.finished.flatten().float() - 1)
+    assert len(set(even_digits([], texts))) > 2
+    assert rollout.texts.rewards.flatten().tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -278,8 +284,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(saved):
 
 def test_dlr_raises_the_reward(saved):
     fields = {"num_generations": 24, "num_decoded": 24, "gamma": 0.0}
-    config = user_rewards(settings(saved, loop=loop_settings(40, lr=1e-2, checkpoint_every=40), **fields))
-    dlr.main(config)
+    dlr.main(settings(saved, loop=loop_settings(40, lr=1e-2, checkpoint_every=40), **fields), [even_digits])
     rewards = [entry["reward/mean"] for entry in logs(saved / "dlr")]
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5]) > 0
 
@@ -315,7 +320,7 @@ def test_the_main_model_can_be_trained_too_and_is_saved_then(saved):
 
 
 def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assistant):
-    config = user_rewards(settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0))
+    config = settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0)
     rollout = sampled(assistant, config)
     dlr.loss(assistant, rollout, config)[0].backward()
     assert assistant.projection.weight.grad.abs().max() > 0

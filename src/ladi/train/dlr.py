@@ -211,16 +211,16 @@ def has_tags(text: str) -> bool:
     return TAGS.fullmatch(text) is not None and text.count("<think>") == 1 and text.count("<answer>") == 1
 
 
-def total_rewards(texts: Texts, words: Sequence[str], config: Config) -> Float[Tensor, "P K 1"]:
-    """Equation 3: correctness in {-1, +1} (or the user's rewards as they are) plus lambda format in {-1, +1}."""
-    rewards = texts.rewards if config.reward.functions else signed(texts.rewards > 0.5)
-    if config.policy.format_weight == 0:
+def total_rewards(texts: Texts, words: Sequence[str], policy: PolicyConfig, are_users: bool) -> Float[Tensor, "P K 1"]:
+    """Equation 3: correctness in {-1, +1} plus lambda format in {-1, +1}; rewards that `are_users` stay as they are."""
+    rewards = texts.rewards if are_users else signed(texts.rewards > 0.5)
+    if policy.format_weight == 0:
         return rewards
-    if config.policy.format == "tags":
+    if policy.format == "tags":
         formed = torch.tensor([has_tags(text) for text in words], device=rewards.device).view_as(texts.finished)
     else:
         formed = texts.finished
-    return rewards + config.policy.format_weight * signed(formed)
+    return rewards + policy.format_weight * signed(formed)
 
 
 @torch.no_grad()
@@ -245,7 +245,7 @@ def sample_rollout(
     rows = (first + decoded).flatten()
     sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, child(source, TEXTS))
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
-    judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), config)
+    judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))
     old_text = None
     if policy.text_weight and policy.num_iterations > 1:
         main_prefix, _ = assistant.main_prefix(questions, latents, rows)
