@@ -20,20 +20,24 @@ from ladi.tasks.blocks import before_block
 Model = Backbone | LatentReasoner | LatentAssistant
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: str | Path, *, main: str = "") -> Model:
     """The saved reasoner, assistant or language model at `folder` (or `assets/...`), ready for inference.
 
+    `main` says where an assistant's main model lies now; by default where it lay at training.
+
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it has no main model and `main` names one.
     """
     path = Path(located(folder)) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
     kind = json.loads(path.read_text()).get("model")
+    if kind == "LatentAssistant":
+        return LatentAssistant.from_pretrained(folder, main)
+    if main:
+        raise ValueError(f"{folder} is not an assistant and has no main model: leave main ({main}) out")
     if kind == "LatentReasoner":
         return LatentReasoner.from_pretrained(folder)
-    if kind == "LatentAssistant":
-        return LatentAssistant.from_pretrained(folder)
     return Backbone.from_pretrained(folder).eval()
 
 

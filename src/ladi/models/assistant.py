@@ -261,17 +261,25 @@ class LatentAssistant(nn.Module):
         Raises:
             ValueError: if the folder holds no LatentAssistant, or `main` has other weights than the one it was
                 trained with.
+            OSError: if no main model can be loaded from there.
         """
         folder = Path(located(folder))
         config = read_config(folder, "LatentAssistant")
         trained_with = config.pop("main")
-        source = str(main or trained_with["source"] or folder / "main") if not isinstance(main, Backbone) else "given"
-        loaded = main if isinstance(main, Backbone) else load_main(source)
+        stored = trained_with["source"] or str(folder / "main")
+        if isinstance(main, Backbone):
+            loaded, source, said = main, stored, "the given one"
+        else:
+            source = said = str(main or stored)
+            try:
+                loaded = load_main(source)
+            except OSError as error:
+                raise OSError(f"{error}. It is the main model of {folder}: say with main where it lies now") from error
         found = weights_hash(loaded)
         if found != trained_with["sha256"]:
             raise ValueError(
-                f"{folder} was trained with the main model of weights {trained_with['sha256'][:12]} "
-                f"({trained_with['source'] or 'in main/'}), but {source} has {found[:12]}; name that one"
+                f"{folder} was trained with the main model of weights {trained_with['sha256'][:12]} ({stored}), but "
+                f"{said} has {found[:12]}; say with main where that one lies now"
             )
         assistant = cls(AssistantConfig(**config), Backbone.from_pretrained(folder / "backbone"), loaded, source)
         load_heads(assistant, folder, ELSEWHERE)
