@@ -208,7 +208,7 @@ def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
     model = ["--model-dir", root / "warm" / "final"]
     ladi(monkeypatch, "train", "dlr", *model, "--out-dir", root / "dlr", *small, *groups)
     entry = json.loads((root / "dlr" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert entry["main/decoded_share"] == pytest.approx(2 / 6)
+    assert 2 / 6 < entry["main/decoded_share"] < 1 / 2
     sizes = ["--num-questions", "3", "--num-samples", "4", "--ks", "1", "4", "--latent-use-samples", "2"]
     final = root / "dlr" / "final"
     ladi(monkeypatch, "eval", "--model-dir", final, *sizes, "--json", tmp_path / "e.json")

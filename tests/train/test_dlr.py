@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,52 @@ def test_rewards_of_the_user_are_used_as_they_are(assistant, by):
     expected = torch.tensor(even_digits([], texts)) + 0.5 * (2 * rollout.texts.finished.flatten().float() - 1)
     assert len(set(even_digits([], texts))) > 2
     assert rollout.texts.rewards.flatten().tolist() == expected.tolist()
+
+
+# ---- cost -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted(assistant):
+    """A list of (rows, rows times tokens), one for each pass of the main model."""
+    passes = []
+
+    def hook(module, args, kwargs):
+        rows, tokens, _ = kwargs["inputs_embeds"].shape
+        passes.append((rows, rows * tokens))
+
+    handle = assistant.main.lm.model.register_forward_pre_hook(hook, with_kwargs=True)
+    yield passes
+    handle.remove()
+
+
+def cost(metrics, name):
+    return [float(metrics[f"main/{name}forwards"]), float(metrics[f"main/{name}tokens"])]
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_the_cost_of_rollouts_and_replays_is_what_hooks_count(assistant, num_iterations):
+    config = settings(text_weight=1.0, temperature=1.0, num_iterations=num_iterations)
+    with counted(assistant) as passes:
+        rollout = sampled(assistant, config)
+    assert cost(rollout.metrics, "") == [sum(x) for x in zip(*passes, strict=True)]
+    with counted(assistant) as passes:
+        parts = [dlr.loss(assistant, rollout.rows(torch.tensor([i])), config)[1] for i in range(3)]
+    means = [sum(x) / 3 for x in zip(*(cost(part, "replay_") for part in parts), strict=True)]
+    assert means == pytest.approx([sum(x) for x in zip(*passes, strict=True)])
+
+
+def test_the_decoded_share_is_that_of_a_run_that_decodes_all(assistant):
+    """All texts have the greatest length here, so that nothing about the undecoded ones is unknown."""
+    assistant.main.eos = -1
+    shares, costs = {}, {}
+    for num_decoded in (6, 2):
+        metrics = sampled(assistant, settings(num_decoded=num_decoded, filter="random")).metrics
+        shares[num_decoded] = [float(metrics["main/decoded_share"]), float(metrics["main/decoded_token_share"])]
+        costs[num_decoded] = cost(metrics, "")
+    assert shares[6] == [1, 1]
+    assert shares[2] == pytest.approx([some / every for some, every in zip(costs[2], costs[6], strict=True)])
+    assert all(2 / 6 < share < 1 for share in shares[2])
 
 
 @pytest.mark.parametrize(

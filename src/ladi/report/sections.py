@@ -153,7 +153,9 @@ RL_METRICS = {
     "latent/ratio_max": "largest ratio, latents",
     "loss/contrastive": "contrastive loss",
     "filter/value_correlation": "value head's correlation with the reward",
-    "main/tokens": "positions the main model processed",
+    "main/tokens": "positions the main model processed in the rollout",
+    "main/replay_tokens": "positions the main model processed in replays",
+    "main/decoded_share": "main-model forwards, as a share of decoding all trajectories",
     "optim/grad_norm": "gradient norm",
     "time/step_s": "seconds per update",
 }

@@ -156,7 +156,8 @@ class Rollout:
     """Which trajectories the main model decoded."""
     texts: Texts
     """Of those, one each: R = K, M = 1."""
-    old_text_log_probs: Float[Tensor, "P K T"] | None
+    old_text_log_probs: Float[Tensor, "P K L"] | None
+    """Of the L tokens of texts, where an update needs them."""
     advantages: Float[Tensor, "P K"]
     num_tokens: int
     """Text tokens of the whole rollout."""
@@ -246,11 +247,12 @@ def sample_rollout(
     sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, child(source, TEXTS))
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
     judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))
-    old_text = None
+    old_text, scoring = None, MainCost()
     if policy.text_weight and policy.num_iterations > 1:
-        main_prefix, _ = assistant.main_prefix(questions, latents, rows)
+        main_prefix, scoring = assistant.main_prefix(questions, latents, rows)
         old_text, _ = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
-        old_text = old_text.view(*decoded.shape, -1)
+        old_text, scoring = old_text.view(*decoded.shape, -1), scoring + replay_cost(sampled.ids)
+    shared = MainCost(len(questions), assistant.main.tokenize(questions)[0].numel())
     return Rollout(
         questions=questions,
         noise=noise,
@@ -267,7 +269,7 @@ def sample_rollout(
             **reward_statistics(judged),
             **text_statistics(texts),
             **latent_statistics(latents, assistant.policy.std),
-            **cost_statistics(cost, decoded, policy.num_generations, total),
+            **cost_statistics(cost, scoring, shared, policy, total, latents.device),
             "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
         },
     )
@@ -280,15 +282,35 @@ def latent_statistics(latents: Float[Tensor, "P G T D"], std: Float[Tensor, ""])
     return {"latent/spread": spread, "latent/transition_entropy": entropy, "latent/std": std.clone()}
 
 
+def replay_cost(ids: Int[Tensor, "S T"]) -> MainCost:
+    """Of `text_log_probs`: one pass over each text but for its last token."""
+    return MainCost(len(ids), ids[:, :-1].numel())
+
+
 def cost_statistics(
-    cost: MainCost, decoded: Int[Tensor, "P K"], num_generations: int, total: Total
+    decoding: MainCost, scoring: MainCost, shared: MainCost, policy: PolicyConfig, total: Total, device: torch.device
 ) -> dict[str, Tensor]:
-    """The main model's rows times passes and positions of a rollout, and its share of decoding all trajectories."""
-    forwards, tokens = total(torch.tensor([cost.forwards, cost.tokens], device=decoded.device))
+    """What the main model did for a rollout, and its shares of decoding all trajectories.
+
+    `main/forwards` (rows times passes) and `main/tokens` (positions, padding included) are those of decoding and, where
+    updates need old log-probabilities of the texts, of `scoring` them. The shares are of decoding alone,
+
+        share = (Q + R) / (Q + R G / K)
+
+    with Q the pass over the questions (`shared`: as dear however many trajectories follow) and R all behind it,
+    prefixes and texts of the K trajectories. The texts of the other G - K are unknown: they count as the decoded ones
+    do on average. 1 where all are decoded.
+    """
+    counts = [[cost.forwards, cost.tokens] for cost in (decoding, scoring, shared)]
+    decoded, scored, questions = total(torch.tensor(counts, device=device))
+    whole = questions + (decoded - questions) * policy.num_generations / policy.num_decoded
+    forwards, tokens = decoded + scored
+    share, token_share = decoded / whole
     return {
         "main/forwards": forwards,
         "main/tokens": tokens,
-        "main/decoded_share": torch.tensor(decoded.shape[1] / num_generations),
+        "main/decoded_share": share,
+        "main/decoded_token_share": token_share,
     }
 
 
@@ -331,9 +353,12 @@ def loss(
         value = value + policy.value_weight * error
         terms["loss/value"] = error.detach()
     if policy.text_weight:
-        text_loss, stats = text_term(assistant, rollout, config)
+        text_loss, stats, cost = text_term(assistant, rollout, config)
         value = value + policy.text_weight * text_loss
         terms |= {"loss/text": text_loss.detach(), **{f"text/{k}": v for k, v in stats.items()}}
+        share = len(rollout.questions) / rollout.num_questions  # the log has the mean over micro-batches
+        terms["main/replay_forwards"] = torch.tensor(cost.forwards / share)
+        terms["main/replay_tokens"] = torch.tensor(cost.tokens / share)
     return value, terms
 
 
@@ -383,9 +408,11 @@ def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollou
 
 
 def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
-    """Surrogate of the main model's sampled texts, with gradients through it into the projection."""
+    """Surrogate of the main model's sampled texts, with gradients through it into the projection; what to log; and what
+    the main model's passes forward cost.
+    """
     policy, texts = config.policy, rollout.texts
-    prefix, _ = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
+    prefix, cost = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
     ids, mask = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
     new, entropy = text_log_probs(assistant.main, prefix, ids, mask, policy.temperature)
     old = new.detach() if rollout.old_text_log_probs is None else rollout.old_text_log_probs.flatten(0, 1)
@@ -393,7 +420,7 @@ def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
     value, stats = surrogate(new, old, rollout.advantages.flatten(), mask, config.text, size)
     stats["entropy"] = torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
-    return value, stats
+    return value, stats, cost + replay_cost(ids)
 
 
 def treatment(config: Config) -> loop.Treatment:
