@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ladi.flow.logprob import gaussian_kl
-from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main, weights_hash
+from ladi.models.assistant import AssistantConfig, LatentAssistant, LatentPolicy, load_main, weights_hash
 from ladi.models.backbone import BackboneConfig
 from ladi.models.decoding import continue_text, open_question
 from ladi.rl.objective import SurrogateConfig
@@ -91,6 +90,14 @@ def sampled(assistant, config) -> dlr.Rollout:
     return dlr.sample_rollout(assistant, PROBLEMS, Rewards(RewardConfig(), TASK, [even_digits]), config, generator())
 
 
+def other_policy(assistant) -> LatentPolicy:
+    """A reference from which the assistant has moved away."""
+    reference = copy.deepcopy(assistant.policy).requires_grad_(False)
+    for parameter in reference.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator(7))
+    return reference
+
+
 def logs(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -118,7 +125,7 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
     config = settings(gamma=0.5, beta=0.1)
-    rollout, reference = sampled(assistant, config), copy.deepcopy(assistant.policy)
+    rollout, reference = sampled(assistant, config), other_policy(assistant)
     gradients = []
     for pieces in (0, at_once):
         assistant.zero_grad()
@@ -129,12 +136,35 @@ def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
     assert gradients[0].abs().max() > 1e-3
 
 
-def test_the_kl_is_that_of_monte_carlo(assistant):
-    a, b, std_a, std_b = torch.randn(4, 3), torch.randn(4, 3), torch.tensor(0.5), torch.tensor(0.8)
-    p, q = torch.distributions.Normal(a, std_a), torch.distributions.Normal(b, std_b)
-    x = p.sample((200_000,))
-    estimate = (p.log_prob(x) - q.log_prob(x)).sum((-2, -1)).mean()
-    assert float(gaussian_kl(a, std_a, b, std_b, "sum")) == pytest.approx(float(estimate), rel=0.02)
+def test_the_kl_from_another_reference_is_that_of_torch_and_falls_down_its_gradient(assistant):
+    config = settings(filter="random", num_decoded=3, beta=0.5)
+    rollout, reference = sampled(assistant, config), other_policy(assistant)
+    rollout = replace(rollout, advantages=torch.zeros_like(rollout.advantages))
+
+    def means(policy, rows):
+        questions = [rollout.questions[i // 6] for i in rows]
+        return policy.means(policy.open(questions), rollout.latents.flatten(0, 1)[rows])
+
+    def term():
+        prefix = assistant.policy.open(rollout.questions)
+        every = dlr.read_trajectories(prefix, rollout.latents, assistant.policy.means, 0)
+        return dlr.latent_term(assistant, rollout, every, config, reference)
+
+    rows = [6 * p + int(g) for p, kept in enumerate(rollout.decoded) for g in kept]
+    ours, theirs = (torch.distributions.Normal(means(x, rows), x.std) for x in (assistant.policy, reference))
+    expected = float(torch.distributions.kl_divergence(ours, theirs).sum(-1).mean().detach())
+    value, stats = term()
+    assert expected > 0.1
+    assert float(stats["kl"]) == pytest.approx(expected, rel=1e-4)
+    assert float(value.detach()) == pytest.approx(config.policy.beta * expected, rel=1e-4)
+    value.backward()
+    moved = [p for p in assistant.policy.parameters() if p.grad is not None]
+    slope, step = torch.stack([p.grad.norm() for p in moved]).norm(), 1e-3
+    with torch.no_grad():
+        for p in moved:
+            p -= step * p.grad / slope
+        fall = expected - float(term()[1]["kl"])
+    assert fall == pytest.approx(step * float(slope) / config.policy.beta, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["random", "value"])
