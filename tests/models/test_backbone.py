@@ -1,6 +1,7 @@
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
 from ladi.models.backbone import Backbone, BackboneConfig, character_tokenizer
 from ladi.models.decoding import append, continue_text, sample_tokens
@@ -73,10 +74,20 @@ def test_saved_backbone_loads_with_its_tokenizer(backbone, tmp_path):
 
 
 def test_a_model_without_our_special_tokens_gets_them(backbone, tmp_path):
-    backbone.save_pretrained(tmp_path)
-    loaded = Backbone.from_pretrained(tmp_path)
-    loaded.tokenizer.add_tokens(["<other>"])
-    assert len({loaded.bot, loaded.eot, loaded.soa, loaded.eos, loaded.pad}) == 5
+    """The same rows at every load, behind embeddings that stay as they are."""
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "4": 2, "19": 3}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    backbone.lm.resize_token_embeddings(4)
+    backbone.lm.save_pretrained(tmp_path)
+    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    plain.save_pretrained(tmp_path)
+    first, second = Backbone.from_pretrained(tmp_path), Backbone.from_pretrained(tmp_path)
+    assert (first.eos, first.pad, first.bot, first.eot, first.soa) == (1, 0, 4, 5, 6)
+    rows = first.embed(torch.arange(7))
+    assert torch.equal(rows[:4], backbone.embed(torch.arange(4)))
+    assert torch.equal(rows, second.embed(torch.arange(7)))
+    assert len(rows[4:].unique(dim=0)) == 3
+    assert first.detokenize(torch.tensor([[2, first.soa, 3, first.eos]])) == ["4 19"]
 
 
 def test_another_family_is_refused(tmp_path):
