@@ -46,6 +46,23 @@ def test_padding_does_not_change_the_text(backbone):
     assert together[1:] == alone
 
 
+@torch.no_grad()
+def test_texts_that_may_pass_the_last_position_are_refused_before_the_first_pass(backbone):
+    ids, valid = backbone.tokenize(["44-19=", "3*7="], side="left")
+    prefix, _ = append(backbone, None, backbone.embed(ids), valid)
+    read = []
+    backbone.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    backbone.eos, backbone.max_positions = -1, 10
+    continue_text(backbone, prefix, 5)
+    assert max(read) == 9  # the last of 10 positions
+    read.clear()
+    with pytest.raises(ValueError, match=r"has 6 tokens and 6 may follow, but the model has 10 positions; allow fewer"):
+        continue_text(backbone, prefix, 6)
+    assert not read
+
+
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3)
     drawn = sample_tokens(logits, 2.0, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))

@@ -82,8 +82,15 @@ class LatentPolicy(nn.Module):
         return self.log_std.exp()
 
     def open(self, questions: Sequence[str]) -> Prefix:
-        """The cached prefix `question <bot>`: B rows."""
+        """The cached prefix `question <bot>`: B rows.
+
+        Raises:
+            ValueError: if a question and its latents have more tokens than the model has positions.
+        """
         ids, valid = self.backbone.tokenize(questions, side="left")
+        if ids.shape[1] + self.config.num_latents > self.backbone.max_positions:
+            longest = questions[int(valid.sum(1).argmax())]
+            self.backbone.check_length(ids.shape[1] + self.config.num_latents, longest)
         bot = torch.full_like(ids[:, :1], self.backbone.bot)
         embeds = self.backbone.embed(torch.cat([ids, bot], dim=1))
         return append(self.backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
