@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from ladi.tasks import sandbox
 from ladi.tasks.base import TIMEOUT
-from ladi.tasks.sandbox import SERVER, Limits, Outcome, Program, Sandbox
+from ladi.tasks.sandbox import DIED, SERVER, Limits, Outcome, Program, Sandbox
+from ladi.tasks.sandbox_isolation import remove
 from ladi.tasks.sandbox_judge import decode, encode
 
 TESTS = "assert add(1, 2) == 3  # the-hidden-tests"
@@ -84,7 +85,7 @@ def attack(box: Sandbox, code: str) -> Outcome:
     outcome = run(box, code, TIGHT)
     assert time.monotonic() - start < 15, "it took long"
     assert not outcome.passed, outcome
-    assert outcome.reason
+    assert outcome.reason not in ("", DIED.reason)
     assert len(outcome.output) <= 2000
     assert no_trace_is_left(box, before)
     assert run(box, RIGHT).passed, "the next program is harmed"
@@ -120,6 +121,51 @@ def test_what_a_program_detaches_ends_with_it(box):
     assert outcome.reason == "AssertionError"
     assert run(box, DETACHED + RIGHT).passed
     assert no_trace_is_left(box, folders())
+
+
+def test_a_link_in_place_of_its_folder_is_not_followed(box, tmp_path):
+    inner = tmp_path / "victim" / "inner"
+    inner.mkdir(parents=True, mode=0o755)
+    attack(box, f"import os\nhere = os.getcwd()\nos.rename(here, here + 'x')\nos.symlink({str(inner.parent)!r}, here)")
+    assert inner.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.fixture
+def another_user():
+    """Whom permissions bind, as they do not bind root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_folder_is_removed_whatever_its_permissions_depth_and_links(another_user):
+    outside = Path(tempfile.mkdtemp())
+    (outside / "kept").write_text("kept")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    for name in ("a/b/c", "d/e", "d/f"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("x")
+    (folder / "d" / "e" / "link").symlink_to(outside)
+    (folder / "link").symlink_to(outside)
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1100):  # beyond what Python's own recursion removes
+        os.mkdir("x" * 100, dir_fd=here)
+        deeper = os.open("x" * 100, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    for name in ("a/b/c", "a/b", "a", "d/e", "d", "."):
+        (folder / name).chmod(0)
+    remove(str(folder))
+    assert not folder.exists()
+    folder.symlink_to(outside)
+    remove(str(folder))
+    remove(str(folder))
+    assert not folder.is_symlink()
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    remove(str(outside))
 
 
 def test_processes_and_threads_are_counted(box):

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
+
+from ladi.tasks.sandbox_isolation import remove
 
 SERVER = Path(__file__).with_name("sandbox_server.py")
 START_LIMIT_S = 60.0
@@ -146,7 +147,8 @@ class Server:
             self.process.wait()
         self.process.stdout.close()
         for folder in Path(tempfile.gettempdir()).glob(f"ladi-{self.process.pid}-*"):  # it was killed, in the weak tier
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(str(folder))
 
     def _read(self, limit_s: float) -> dict[str, Any] | None:
         """Its next line; None if it has died or takes longer."""
