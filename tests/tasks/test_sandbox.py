@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladi.tasks import sandbox
-from ladi.tasks.base import TIMEOUT
+from ladi.tasks.base import FAILED, TIMEOUT
 from ladi.tasks.sandbox import DIED, SERVER, Limits, Outcome, Program, Sandbox
 from ladi.tasks.sandbox_isolation import remove
 from ladi.tasks.sandbox_judge import decode, encode
@@ -85,7 +85,8 @@ def attack(box: Sandbox, code: str) -> Outcome:
     outcome = run(box, code, TIGHT)
     assert time.monotonic() - start < 15, "it took long"
     assert not outcome.passed, outcome
-    assert outcome.reason not in ("", DIED.reason)
+    assert outcome.reason
+    assert not outcome.is_failure, outcome
     assert len(outcome.output) <= 2000
     assert no_trace_is_left(box, before)
     assert run(box, RIGHT).passed, "the next program is harmed"
@@ -291,19 +292,55 @@ def test_outcomes_come_in_order_from_many_threads_and_workers(box):
     assert box.run_many([], PATIENT, 2, allow_unsafe=True) == []
 
 
-def test_a_server_killed_while_a_program_runs_takes_it_along_and_is_replaced(box):
-    left = folders()
+def kill_server(box) -> None:
+    """Kill the server of a program that runs, and wait until it is gone."""
+    assert until(lambda: box._servers and len(processes() - {server.process.pid for server in box._servers}) >= 2)
+    (server,) = box._servers
+    os.kill(server.process.pid, signal.SIGKILL)
+    assert until(lambda: server not in box._servers)
+
+
+def test_a_server_killed_while_a_program_runs_takes_it_along_and_is_replaced(box, caplog):
+    left, failures = folders(), box.failures
     assert run(box, RIGHT).passed
     with ThreadPoolExecutor(1) as threads:
         batch = threads.submit(run, box, ENDLESS)
-        before = {server.process.pid for server in box._servers}
-        assert until(lambda: len(processes() - before) >= 2)
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        assert batch.result().reason == "the server died"
+        kill_server(box)
+        kill_server(box)
+        assert batch.result() == DIED
+    assert box.failures == failures + 1
+    assert "1 of 1 programs could not be run, twice, and count as wrong" in caplog.text
     assert until(lambda: not processes())
     assert folders() <= left
     assert run(box, RIGHT).passed
+
+
+def test_a_program_whose_server_dies_once_is_judged_by_the_next(box, caplog):
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(run, box, "import time\ntime.sleep(1.5)\n" + RIGHT)
+        kill_server(box)
+        assert batch.result().passed
+    assert not caplog.text
+
+
+def test_what_a_server_cannot_run_is_tried_by_another_and_counted(box, monkeypatch, tmp_path):
+    for path in SERVER.parent.glob("sandbox_*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    broken, line = tmp_path / SERVER.name, "        limit(job"
+    broken.write_text(broken.read_text().replace(line, f"        raise OSError('no room')\n{line}"))
+    servers = []
+
+    class Broken(sandbox.Server):
+        def __init__(self, tier):
+            servers.append(tier)
+            super().__init__(tier)
+
+    monkeypatch.setattr(sandbox, "SERVER", broken)
+    monkeypatch.setattr(sandbox, "Server", Broken)
+    other = Sandbox(box.probe())
+    assert run(other, RIGHT).reason == f"{FAILED}: no room"
+    assert (len(servers), other.failures) == (2, 1)
+    other.close()
 
 
 def test_a_server_killed_while_it_waits_costs_no_outcome(box):
