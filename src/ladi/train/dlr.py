@@ -87,9 +87,9 @@ class PolicyConfig:
     replay_trajectories: int = 0
     """Trajectories per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
     log_prob_reduction: Reduction = "sum"
-    """Of a latent's log-density, and of the KL, over its D numbers: `sum` is the joint density, beside which the
-    weights beta and gamma are meant. `mean` divides both and the clip range by the numbers that they cover, so that
-    the other terms of the loss weigh as many times more."""
+    """Of a latent's log-density, and of the KL, over its D numbers; over the T latents of a trajectory both are means.
+    So with `sum` L_GRPO is 1 / T of equation 7's, with `mean` 1 / (T D), the clip range follows, and the other terms of
+    the loss weigh as many times more beside it (docs/decisions.md)."""
 
     def __post_init__(self):
         if not 2 <= self.num_decoded <= self.num_generations:
