@@ -301,7 +301,9 @@ def test_without_the_data_sizes_are_estimated_and_a_local_copy_gives_the_rest(tm
     assert found["sft"].parameters == pytest.approx(without["sft"].parameters, rel=0.05)
 
 
-@pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])
+@pytest.mark.parametrize(
+    ("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--data.task.allow-unsafe-exec")]
+)
 def test_how_generated_programs_are_shut_in_is_said_where_the_task_runs_them(monkeypatch, tier, said):
     monkeypatch.setattr(doctor, "shared_sandbox", lambda: Sandbox(tier))
     rows = dict(doctor.needs(PRESETS["ladi_rl_code_qwen3_8b"]()))

@@ -69,7 +69,7 @@ def needs(pipeline: Pipeline) -> list[tuple[str, str]]:
     if isinstance(pipeline.rl.data.task, Code):
         box = shared_sandbox()
         shut_in = box.probe() == "namespaces"
-        weak = f"refused without --allow-unsafe-exec: no namespaces here ({box.weakness})"
+        weak = f"refused without --data.task.allow-unsafe-exec: no namespaces here ({box.weakness})"
         rows.append(("generated programs", "run in namespaces of their own" if shut_in else weak))
     return rows
 

@@ -148,7 +148,9 @@ def test_equal_programs_run_once(monkeypatch):
 def test_without_namespaces_it_is_refused_unless_it_is_allowed(monkeypatch):
     box = Sandbox("rlimits")
     monkeypatch.setattr(code, "shared_sandbox", lambda: box)
-    with pytest.raises(ValueError, match="--allow-unsafe-exec"):
+    with pytest.raises(
+        ValueError, match=r"--data\.task\.allow-unsafe-exec to train, --task\.allow-unsafe-exec to evaluate"
+    ):
         Code(benchmark="humaneval", path=HUMANEVAL.path).verify(CLOSE, SOLUTION)
     assert HUMANEVAL.verify(CLOSE, SOLUTION).correct
     box.close()

@@ -211,7 +211,8 @@ class Sandbox:
         if self.probe() == "rlimits" and not allow_unsafe:
             raise ValueError(
                 f"generated programs could read your files and use the network: no namespaces here ({self.weakness}); "
-                "take a system that permits user namespaces, or set the task's --allow-unsafe-exec if you trust them"
+                "take a system that permits user namespaces, or, if you trust them, set the task's allow_unsafe_exec: "
+                "--data.task.allow-unsafe-exec to train, --task.allow-unsafe-exec to evaluate"
             )
         threads = ThreadPoolExecutor(num_workers)
         try:
