@@ -1,11 +1,13 @@
 """The doctor's estimates against what training allocates."""
 
 import copy
+import json
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from rich.console import Console
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -380,7 +382,42 @@ def test_a_pretrained_backbone_of_the_command_line_is_counted_in_every_stage_tha
     assert found["dlr-warmup"].parameters == p + found["dlr-warmup"].trainable  # the main model, frozen
 
 
-@pytest.mark.parametrize(("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--allow-unsafe-exec")])
+def named(name: str) -> str:
+    """What the doctor says of a main model of this name."""
+    pipeline = PRESETS["dlr_cd3"]()
+    return dict(doctor.needs(replace(pipeline, dlr_warmup=replace(pipeline.dlr_warmup, main=name))))[name]
+
+
+def test_a_model_is_here_with_all_its_weights_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    assert named("assets/cd3_tiny/ar") == "here"
+    assert named("assets/cd3_tiny/none").startswith("not here")
+    assert named("some/model").startswith("not here")
+    cached = tmp_path / "hub" / "models--some--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    parts = ["model-1.safetensors", "model-2.safetensors"]
+    index = json.dumps({"weight_map": {"a": parts[0], "b": parts[1], "c": parts[0]}})
+    for folder, name in (
+        (cached / "snapshots" / ("0" * 40), "some/model"),
+        (tmp_path / "mine", str(tmp_path / "mine")),
+    ):
+        folder.mkdir(parents=True)
+        for file, text in (("config.json", "{}"), ("model.safetensors.index.json", index), (parts[0], "")):
+            (folder / file).write_text(text)
+            assert named(name).startswith("not here"), file
+        (folder / parts[1]).write_text("")
+        assert named(name) == "here"
+        for file in (*parts, "model.safetensors.index.json"):
+            (folder / file).unlink()
+        (folder / "model.safetensors").write_text("")
+        assert named(name) == "here"
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"), [("namespaces", "of their own"), ("rlimits", "--data.task.allow-unsafe-exec")]
+)
 def test_how_generated_programs_are_shut_in_is_said_where_the_task_runs_them(monkeypatch, tier, said):
     monkeypatch.setattr(doctor, "shared_sandbox", lambda: Sandbox(tier))
     rows = dict(doctor.needs(PRESETS["ladi_rl_code_qwen3_8b"]()))

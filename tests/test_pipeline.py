@@ -13,7 +13,9 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from ladi import cli
+from ladi.models.assistant import AssistantConfig, LatentAssistant
 from ladi.tasks.jsonl import Jsonl
+from tests.conftest import tiny_backbone
 
 TINY = ["--data.num-train", "64", "--loop.batch-size", "8", "--loop.micro-batch-size", "4"]
 STAGES = {
@@ -295,7 +297,7 @@ def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
     model = ["--model-dir", root / "warm" / "final"]
     ladi(monkeypatch, "train", "dlr", *model, "--out-dir", root / "dlr", *small, *groups)
     entry = json.loads((root / "dlr" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert entry["main/decoded_share"] == pytest.approx(2 / 6)
+    assert 2 / 6 < entry["main/decoded_share"] < 1 / 2
     sizes = ["--num-questions", "3", "--num-samples", "4", "--ks", "1", "4", "--latent-use-samples", "2"]
     final = root / "dlr" / "final"
     ladi(monkeypatch, "eval", "--model-dir", final, *sizes, "--json", tmp_path / "e.json")
@@ -307,3 +309,22 @@ def test_dlr_from_warmup_to_samples(trained, monkeypatch, tmp_path, capsys):
     assert "2" in capsys.readouterr().out
     ladi(monkeypatch, "report", root / "dlr", "--out", tmp_path / "r.html")
     assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_a_main_model_that_has_moved_is_named(monkeypatch, tmp_path, capsys):
+    config = AssistantConfig(num_latents=2, latent_width=3, max_answer_tokens=4)
+    main = tiny_backbone()
+    main.save_pretrained(tmp_path / "moved")
+    assistant = LatentAssistant.from_backbones(config, tiny_backbone("llama"), main, str(tmp_path / "old"))
+    assistant.save_pretrained(tmp_path / "saved")
+    model, at = ("--model-dir", tmp_path / "saved"), ("--main", tmp_path / "moved")
+    sample = ("sample", "1,2,3:6", "--num-latents", "2")
+    evaluation = ("eval", "--num-questions", "2", "--num-samples", "2", "--ks", "1", "2", "--latent-use-samples", "0")
+    for command in (sample, evaluation):
+        ladi(monkeypatch, *command, *model, *at)
+        with pytest.raises(SystemExit):
+            ladi(monkeypatch, *command, *model)
+        assert "say with main where it lies now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ladi(monkeypatch, *sample, "--model-dir", tmp_path / "moved", *at)
+    assert "is not an assistant" in capsys.readouterr().err

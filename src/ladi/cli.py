@@ -132,6 +132,8 @@ class SampleArgs:
     """A saved reasoner or assistant; a path that starts with assets/ names one that came with ladi."""
     run: Path | None = None
     """A run's folder, whose `final/` is taken instead of `model_dir`."""
+    main: str = ""
+    """Where an assistant's main model lies now; empty: where it lay at training."""
     num_latents: int = 8
     """Independent trajectories."""
     show_denoising: bool = False
@@ -143,10 +145,10 @@ class SampleArgs:
 
 
 def run_sample(args: list[str]) -> None:
-    """`ladi sample QUESTION [--run DIR | --model-dir DIR] [--num-latents N] [--show-denoising]`."""
+    """`ladi sample QUESTION [--run DIR | --model-dir DIR] [--main DIR] [--num-latents N] [--show-denoising]`."""
     chosen = tyro.cli(SampleArgs, args=args, prog="ladi sample")
     folder = resolve(chosen.model_dir if chosen.run is None else chosen.run / "final")
-    model = load_model(folder, chosen.dtype)
+    model = load_model(folder, chosen.dtype, chosen.main)
     if isinstance(model, LatentAssistant):
         sample_assistant(model, chosen)
         return

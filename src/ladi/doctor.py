@@ -1,5 +1,6 @@
 """`ladi doctor`: what a preset will need and what is missing here, before anything is loaded."""
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ladi.bundled import located
 from ladi.footprint import Estimate, estimates, lengths
 from ladi.models.backbone import BackboneConfig
 from ladi.tasks.code import Code
@@ -66,25 +68,41 @@ def needs(pipeline: Pipeline) -> list[tuple[str, str]]:
     rows = []
     named = {pipeline.sft.backbone.name_or_path, pipeline.dlr_warmup.backbone.name_or_path, pipeline.dlr_warmup.main}
     for name in sorted(name for name in named if name and not name.endswith("/final")):
-        try:
-            lm_here = Path(name).is_dir() or bool(cached_config(name))
-        except ValueError:
-            lm_here = False
-        rows.append((name, "here" if lm_here else "not here: downloaded at the start, or name a folder"))
+        rows.append((name, "here" if is_here(name) else "not here: downloaded at the start, or name a folder"))
     if isinstance(pipeline.rl.data.task, Code):
         box = shared_sandbox()
         shut_in = box.probe() == "namespaces"
-        weak = f"refused without --allow-unsafe-exec: no namespaces here ({box.weakness})"
+        weak = f"refused without --data.task.allow-unsafe-exec: no namespaces here ({box.weakness})"
         rows.append(("generated programs", "run in namespaces of their own" if shut_in else weak))
     return rows
 
 
-def cached_config(name: str) -> str | None:
-    """Where the hub's cache keeps a model's configuration, if it does."""
+def is_here(name: str) -> bool:
+    """Whether configuration and all weights of a model are here: in a folder, bundled, or in the hub's cache."""
+    weights = [file_of(name, "model.safetensors")]
+    index = file_of(name, "model.safetensors.index.json")
+    if weights == [None] and index is not None:
+        weights = [file_of(name, part) for part in parts_of(index)]
+    return all([file_of(name, "config.json"), *weights])
+
+
+def parts_of(index: Path) -> set[str]:
+    """Files over which a model's weights are spread."""
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+
+
+def file_of(name: str, file: str) -> Path | None:
+    """Where a file of a model is: in the folder or bundled model of that name, or in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache  # comes with transformers
 
-    found = try_to_load_from_cache(name, "config.json")
-    return found if isinstance(found, str) else None
+    try:
+        folder = Path(located(name))
+        if folder.is_dir():
+            return folder / file if (folder / file).is_file() else None
+        found = try_to_load_from_cache(name, file)
+    except ValueError:  # neither a bundled model nor a name of the hub
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def main(config: Config, console: Console) -> dict[str, Estimate]:

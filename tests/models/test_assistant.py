@@ -152,6 +152,17 @@ def test_files_hold_the_assistant_alone_and_come_back_the_same(assistant, tmp_pa
     assert again.generate(QUESTIONS, num_latents=2).texts == assistant.generate(QUESTIONS, num_latents=2).texts
     given = LatentAssistant.from_pretrained(tmp_path / "saved", assistant.main)
     assert weights_hash(given.main) == weights_hash(again.main)
+    given.save_pretrained(tmp_path / "resaved")
+    assert LatentAssistant.from_pretrained(tmp_path / "resaved").main_source == str(tmp_path / "main")
+
+
+def test_a_main_model_that_was_trained_is_found_from_a_copy_too(assistant, tmp_path):
+    assistant.main.requires_grad_(True)
+    assistant.save_pretrained(tmp_path / "saved")
+    for name, main in (("by place", ""), ("by object", assistant.main.requires_grad_(False))):
+        LatentAssistant.from_pretrained(tmp_path / "saved", main).save_pretrained(tmp_path / name)
+        copy = LatentAssistant.from_pretrained(tmp_path / name)
+        assert weights_hash(copy.main) == weights_hash(assistant.main)
 
 
 def test_another_main_model_is_refused(assistant, tmp_path):

@@ -56,6 +56,23 @@ def test_padding_does_not_change_the_text(backbone):
     assert together[1:] == alone
 
 
+@torch.no_grad()
+def test_texts_that_may_pass_the_last_position_are_refused_before_the_first_pass(backbone):
+    ids, valid = backbone.tokenize(["44-19=", "3*7="], side="left")
+    prefix, _ = append(backbone, None, backbone.embed(ids), valid)
+    read = []
+    backbone.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    backbone.eos, backbone.max_positions = -1, 10
+    continue_text(backbone, prefix, 5)
+    assert max(read) == 9  # the last of 10 positions
+    read.clear()
+    with pytest.raises(ValueError, match=r"has 6 tokens and 6 may follow, but the model has 10 positions; allow fewer"):
+        continue_text(backbone, prefix, 6)
+    assert not read
+
+
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 3)
     drawn, _ = sample_tokens(logits, 2.0, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
@@ -98,10 +115,20 @@ def test_saved_backbone_loads_with_its_tokenizer(backbone, tmp_path):
 
 
 def test_a_model_without_our_special_tokens_gets_them(backbone, tmp_path):
-    backbone.save_pretrained(tmp_path)
-    loaded = Backbone.from_pretrained(tmp_path)
-    loaded.tokenizer.add_tokens(["<other>"])
-    assert len({loaded.bot, loaded.eot, loaded.soa, loaded.eos, loaded.pad}) == 5
+    """The same rows at every load, behind embeddings that stay as they are."""
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "4": 2, "19": 3}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    backbone.lm.resize_token_embeddings(4)
+    backbone.lm.save_pretrained(tmp_path)
+    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    plain.save_pretrained(tmp_path)
+    first, second = Backbone.from_pretrained(tmp_path), Backbone.from_pretrained(tmp_path)
+    assert (first.eos, first.pad, first.bot, first.eot, first.soa) == (1, 0, 4, 5, 6)
+    rows = first.embed(torch.arange(7))
+    assert torch.equal(rows[:4], backbone.embed(torch.arange(4)))
+    assert torch.equal(rows, second.embed(torch.arange(7)))
+    assert len(rows[4:].unique(dim=0)) == 3
+    assert first.detokenize(torch.tensor([[2, first.soa, 3, first.eos]])) == ["4 19"]
 
 
 FOREIGN = 12

@@ -90,6 +90,14 @@ def add(a, b):
     os.chmod("a/b", 0)
     os.chmod("a", 0)
 """,
+    "folder that cannot be entered": "import os\ndef add(a, b): os.chmod('.', 0)",
+    "folders too deep for a path": """
+import os
+def add(a, b):
+    for _ in range(100):
+        os.mkdir("x" * 100)
+        os.chdir("x" * 100)
+""",
     "leave at once": "import os\nos._exit(0)",
     "leave when asked": "import os\ndef add(a, b): os._exit(0)",
     "sys.exit": "import sys\nsys.exit(0)",

@@ -148,7 +148,9 @@ def test_equal_programs_run_once(monkeypatch):
 def test_without_namespaces_it_is_refused_unless_it_is_allowed(monkeypatch):
     box = Sandbox("rlimits")
     monkeypatch.setattr(code, "shared_sandbox", lambda: box)
-    with pytest.raises(ValueError, match="--allow-unsafe-exec"):
+    with pytest.raises(
+        ValueError, match=r"--data\.task\.allow-unsafe-exec to train, --task\.allow-unsafe-exec to evaluate"
+    ):
         Code(benchmark="humaneval", path=HUMANEVAL.path).verify(CLOSE, SOLUTION)
     assert HUMANEVAL.verify(CLOSE, SOLUTION).correct
     box.close()
@@ -157,8 +159,12 @@ def test_without_namespaces_it_is_refused_unless_it_is_allowed(monkeypatch):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "def f():\n"}, "row 1: not as humaneval is published"),
-        ({"task_id": 20, "text": "t", "code": "def f(:", "test_setup_code": "", "test_list": []}, "row 1: not as mbpp"),
+        ({"prompt": "def f():\n"}, "line 1: not as humaneval is published"),
+        (
+            {"task_id": 20, "text": "t", "code": "def f(:", "test_setup_code": "", "test_list": []},
+            "line 1: not as mbpp",
+        ),
+        ({"task_id": 20, "text": "t", "code": None, "test_setup_code": "", "test_list": []}, "line 1: not as mbpp"),
         ({"task_id": 20, "text": "t", "code": "x = 1", "test_setup_code": "", "test_list": ["f()"]}, "use nothing"),
     ],
 )
@@ -187,7 +193,8 @@ def test_a_compressed_file_and_a_hub_name_are_read(tmp_path, monkeypatch):
 
     def load_dataset(name, config, split):
         asked.append((name, config, split))
-        return published_rows(str(FIXTURES / ("mbpp.jsonl" if "mbpp" in name else "humaneval.jsonl")), split)
+        file = FIXTURES / ("mbpp.jsonl" if "mbpp" in name else "humaneval.jsonl")
+        return [row for _, row in published_rows(str(file), split)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     code.read.cache_clear()

@@ -1,5 +1,6 @@
 """Users' own JSONL, GSM8K, and block splitting."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from ladi.tasks.blocks import split_cot
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl
+from ladi.tasks.published import published_rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -104,6 +106,42 @@ def test_gsm8k_rows_keep_or_lose_their_calculator_marks(keep_marks):
     assert not task.verify(problem, "#### 71").correct
     assert not task.verify(problem, "so 24 + 48 = 72").correct
     assert (task.num_problems("train"), task.num_problems("test")) == (8, 4)
+
+
+GOOD = b'{"question": "1+1?", "answer": "1+1 = 2\\n#### 2"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b"{", "not JSON"),
+        (b'"text"', "need a JSON object, got str"),
+        (b'{"question": "caf\xe9", "answer": "#### 1"}', "not JSON .*0xe9"),
+        (b'{"answer": "#### 1"}', "'question' must be a text that is not empty, got None"),
+        (b'{"question": "1+1?", "answer": 2}', "'answer' must be a text that is not empty, got 2"),
+        (
+            b'{"question": "1+1?", "answer": "It is 2."}',
+            "'answer' must end in #### and the final answer, got .*'It is 2.'.* leave",
+        ),
+        (b'{"question": "1+1?", "answer": "It is 2.\\n#### "}', "'answer' must end in #### and the final answer"),
+    ],
+)
+def test_a_malformed_row_of_gsm8k_is_named_by_file_and_line(tmp_path, row, said):
+    (tmp_path / "gsm8k_train.jsonl").write_bytes(GOOD + row)
+    with pytest.raises(ValueError, match=rf"gsm8k_train\.jsonl, line 3: {said}"):
+        Gsm8k(path=str(tmp_path)).problem("train", 0)
+
+
+def test_published_files_without_rows_or_half_packed_are_named(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD))
+    assert published_rows(str(path), "train") == [(f"{path}, line 1", json.loads(GOOD))]
+    path.write_bytes(gzip.compress(GOOD)[:-12])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is no whole gzip file .* fetch it again"):
+        published_rows(str(path), "train")
+    path.write_bytes(gzip.compress(b"\n"))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz has no rows"):
+        published_rows(str(path), "train")
 
 
 def test_sentences_are_not_cut_at_decimals_or_abbreviations():

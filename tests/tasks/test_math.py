@@ -71,8 +71,9 @@ def test_the_answer_may_be_missing_where_the_solution_boxes_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"problem": "1+1?"}', "row 1: need the texts"),
-        ('{"problem": "1+1?", "solution": "two"}', "row 1: there is no 'answer'"),
+        ('{"problem": "1+1?"}', "line 1: 'solution' must be a text"),
+        ('{"problem": "1+1?", "solution": "two"}', "line 1: there is no 'answer'"),
+        ('{"problem": "1+1?", "solution": "two", "answer": 2}', "line 1: 'answer' must be a text"),
         ("{", "line 1: not JSON"),
     ],
 )
@@ -102,8 +103,11 @@ def test_all_parts_of_a_hub_data_set_are_read(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["algebra", "geometry"])
-    assert published_rows("some/name", "train") == [{"part": "algebra"}, {"part": "geometry"}]
-    assert published_rows("some/name", "test", ("main",)) == [{"part": "main"}]
+    assert published_rows("some/name", "train") == [
+        ("some/name, row 1", {"part": "algebra"}),
+        ("some/name, row 2", {"part": "geometry"}),
+    ]
+    assert published_rows("some/name", "test", ("main",)) == [("some/name, row 1", {"part": "main"})]
     assert asked[-1] == ("some/name", "main", "test")
 
 

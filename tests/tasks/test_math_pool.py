@@ -68,16 +68,40 @@ def test_an_endless_input_ends_at_the_time_limit_and_the_next_one_is_judged(capl
     pool.close()
 
 
-def test_a_process_killed_while_it_judges_is_replaced(pool):
-    before = children()
+def kill_at_work(pool, pair) -> None:
+    """Kill the process that judges the pair, and wait until it is gone."""
+    assert until(lambda: any(worker.pair == pair for worker in pool._workers), 120.0)  # it may have to start first
+    worker = next(worker for worker in pool._workers if worker.pair == pair)
+    worker.process.kill()
+    assert until(lambda: worker not in pool._workers)
+
+
+def test_a_pair_whose_process_dies_is_judged_by_another_once_more(pool, caplog):
     with ThreadPoolExecutor(1) as threads:
-        batch = threads.submit(pool.verify_many, [ENDLESS])
-        assert until(lambda: any(child.cpu_times().user > 1 for child in children() - before))
-        for child in children() - before:
-            os.kill(child.pid, signal.SIGKILL)
-        assert [v.reason for v in batch.result()] == [DIED]
+        batch = threads.submit(pool.verify_many, [ENDLESS, RIGHT])
+        kill_at_work(pool, ENDLESS)
+        kill_at_work(pool, ENDLESS)
+        assert [v.reason for v in batch.result()] == [DIED, "ok"]
     assert pool.deaths == 1
+    assert "the judge died over 1 of 2 answers, twice, and they count as wrong (1 so far)" in caplog.text
     assert correct(pool, RIGHT, WRONG) == [True, False]
+
+
+def test_a_process_that_dies_once_costs_no_verdict(pool, monkeypatch, caplog):
+    give, given = math_pool.Worker.give, []
+
+    def killed_at_first(worker, pair, deadline):
+        given.append(pair)
+        taken = give(worker, pair, deadline)
+        if len(given) == 1:
+            worker.process.kill()
+        return taken
+
+    monkeypatch.setattr(math_pool.Worker, "give", killed_at_first)
+    assert correct(pool, RIGHT) == [True]
+    assert given == [RIGHT, RIGHT]
+    assert pool.deaths == 0
+    assert not caplog.text
 
 
 def test_a_process_killed_while_it_waits_costs_no_verdict(pool):

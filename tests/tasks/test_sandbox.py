@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladi.tasks import sandbox
-from ladi.tasks.base import TIMEOUT
-from ladi.tasks.sandbox import SERVER, Limits, Outcome, Program, Sandbox
+from ladi.tasks.base import FAILED, TIMEOUT
+from ladi.tasks.sandbox import DIED, SERVER, Limits, Outcome, Program, Sandbox
+from ladi.tasks.sandbox_isolation import remove
 from ladi.tasks.sandbox_judge import decode, encode
 
 TESTS = "assert add(1, 2) == 3  # the-hidden-tests"
@@ -85,6 +86,7 @@ def attack(box: Sandbox, code: str) -> Outcome:
     assert time.monotonic() - start < 15, "it took long"
     assert not outcome.passed, outcome
     assert outcome.reason
+    assert not outcome.is_failure, outcome
     assert len(outcome.output) <= 2000
     assert no_trace_is_left(box, before)
     assert run(box, RIGHT).passed, "the next program is harmed"
@@ -120,6 +122,51 @@ def test_what_a_program_detaches_ends_with_it(box):
     assert outcome.reason == "AssertionError"
     assert run(box, DETACHED + RIGHT).passed
     assert no_trace_is_left(box, folders())
+
+
+def test_a_link_in_place_of_its_folder_is_not_followed(box, tmp_path):
+    inner = tmp_path / "victim" / "inner"
+    inner.mkdir(parents=True, mode=0o755)
+    attack(box, f"import os\nhere = os.getcwd()\nos.rename(here, here + 'x')\nos.symlink({str(inner.parent)!r}, here)")
+    assert inner.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.fixture
+def another_user():
+    """Whom permissions bind, as they do not bind root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_folder_is_removed_whatever_its_permissions_depth_and_links(another_user):
+    outside = Path(tempfile.mkdtemp())
+    (outside / "kept").write_text("kept")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    for name in ("a/b/c", "d/e", "d/f"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("x")
+    (folder / "d" / "e" / "link").symlink_to(outside)
+    (folder / "link").symlink_to(outside)
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1100):  # beyond what Python's own recursion removes
+        os.mkdir("x" * 100, dir_fd=here)
+        deeper = os.open("x" * 100, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    for name in ("a/b/c", "a/b", "a", "d/e", "d", "."):
+        (folder / name).chmod(0)
+    remove(str(folder))
+    assert not folder.exists()
+    folder.symlink_to(outside)
+    remove(str(folder))
+    remove(str(folder))
+    assert not folder.is_symlink()
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    remove(str(outside))
 
 
 def test_processes_and_threads_are_counted(box):
@@ -245,19 +292,55 @@ def test_outcomes_come_in_order_from_many_threads_and_workers(box):
     assert box.run_many([], PATIENT, 2, allow_unsafe=True) == []
 
 
-def test_a_server_killed_while_a_program_runs_takes_it_along_and_is_replaced(box):
-    left = folders()
+def kill_server(box) -> None:
+    """Kill the server of a program that runs, and wait until it is gone."""
+    assert until(lambda: box._servers and len(processes() - {server.process.pid for server in box._servers}) >= 2)
+    (server,) = box._servers
+    os.kill(server.process.pid, signal.SIGKILL)
+    assert until(lambda: server not in box._servers)
+
+
+def test_a_server_killed_while_a_program_runs_takes_it_along_and_is_replaced(box, caplog):
+    left, failures = folders(), box.failures
     assert run(box, RIGHT).passed
     with ThreadPoolExecutor(1) as threads:
         batch = threads.submit(run, box, ENDLESS)
-        before = {server.process.pid for server in box._servers}
-        assert until(lambda: len(processes() - before) >= 2)
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        assert batch.result().reason == "the server died"
+        kill_server(box)
+        kill_server(box)
+        assert batch.result() == DIED
+    assert box.failures == failures + 1
+    assert "1 of 1 programs could not be run, twice, and count as wrong" in caplog.text
     assert until(lambda: not processes())
     assert folders() <= left
     assert run(box, RIGHT).passed
+
+
+def test_a_program_whose_server_dies_once_is_judged_by_the_next(box, caplog):
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(run, box, "import time\ntime.sleep(1.5)\n" + RIGHT)
+        kill_server(box)
+        assert batch.result().passed
+    assert not caplog.text
+
+
+def test_what_a_server_cannot_run_is_tried_by_another_and_counted(box, monkeypatch, tmp_path):
+    for path in SERVER.parent.glob("sandbox_*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    broken, line = tmp_path / SERVER.name, "        limit(job"
+    broken.write_text(broken.read_text().replace(line, f"        raise OSError('no room')\n{line}"))
+    servers = []
+
+    class Broken(sandbox.Server):
+        def __init__(self, tier):
+            servers.append(tier)
+            super().__init__(tier)
+
+    monkeypatch.setattr(sandbox, "SERVER", broken)
+    monkeypatch.setattr(sandbox, "Server", Broken)
+    other = Sandbox(box.probe())
+    assert run(other, RIGHT).reason == f"{FAILED}: no room"
+    assert (len(servers), other.failures) == (2, 1)
+    other.close()
 
 
 def test_a_server_killed_while_it_waits_costs_no_outcome(box):

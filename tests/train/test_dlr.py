@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ladi.flow.logprob import gaussian_kl
-from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main, weights_hash
-from ladi.models.backbone import BackboneConfig
+from ladi.models.assistant import AssistantConfig, LatentAssistant, LatentPolicy, load_main, weights_hash
+from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import continue_text, open_question
 from ladi.rl.objective import SurrogateConfig
 from ladi.rundir import latest_checkpoint
@@ -90,9 +90,12 @@ def sampled(assistant, config) -> dlr.Rollout:
     return dlr.sample_rollout(assistant, PROBLEMS, Rewards(RewardConfig(), TASK, [even_digits]), config, generator())
 
 
-def user_rewards(config: dlr.Config) -> dlr.Config:
-    """As for a run whose rewards are the user's, not {0, 1}."""
-    return replace(config, reward=RewardConfig(functions=("tests.train.test_dlr:even_digits",)))
+def other_policy(assistant) -> LatentPolicy:
+    """A reference from which the assistant has moved away."""
+    reference = copy.deepcopy(assistant.policy).requires_grad_(False)
+    for parameter in reference.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator(7))
+    return reference
 
 
 def logs(folder):
@@ -104,7 +107,7 @@ def logs(folder):
 
 @pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
 def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assistant, level):
-    config = user_rewards(settings(gamma=0.0, beta=0.0, value_weight=0.0, log_prob_reduction="sum"))
+    config = settings(gamma=0.0, beta=0.0, value_weight=0.0, log_prob_reduction="sum")
     config = replace(config, latent=SurrogateConfig(importance_sampling_level=level))
     rollout = sampled(assistant, config)
     assert rollout.advantages.abs().max() > 0.1
@@ -121,8 +124,8 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
 
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
-    config = user_rewards(settings(gamma=0.5, beta=0.1))
-    rollout, reference = sampled(assistant, config), copy.deepcopy(assistant.policy)
+    config = settings(gamma=0.5, beta=0.1)
+    rollout, reference = sampled(assistant, config), other_policy(assistant)
     gradients = []
     for pieces in (0, at_once):
         assistant.zero_grad()
@@ -133,17 +136,40 @@ def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
     assert gradients[0].abs().max() > 1e-3
 
 
-def test_the_kl_is_that_of_monte_carlo(assistant):
-    a, b, std_a, std_b = torch.randn(4, 3), torch.randn(4, 3), torch.tensor(0.5), torch.tensor(0.8)
-    p, q = torch.distributions.Normal(a, std_a), torch.distributions.Normal(b, std_b)
-    x = p.sample((200_000,))
-    estimate = (p.log_prob(x) - q.log_prob(x)).sum((-2, -1)).mean()
-    assert float(gaussian_kl(a, std_a, b, std_b, "sum")) == pytest.approx(float(estimate), rel=0.02)
+def test_the_kl_from_another_reference_is_that_of_torch_and_falls_down_its_gradient(assistant):
+    config = settings(filter="random", num_decoded=3, beta=0.5)
+    rollout, reference = sampled(assistant, config), other_policy(assistant)
+    rollout = replace(rollout, advantages=torch.zeros_like(rollout.advantages))
+
+    def means(policy, rows):
+        questions = [rollout.questions[i // 6] for i in rows]
+        return policy.means(policy.open(questions), rollout.latents.flatten(0, 1)[rows])
+
+    def term():
+        prefix = assistant.policy.open(rollout.questions)
+        every = dlr.read_trajectories(prefix, rollout.latents, assistant.policy.means, 0)
+        return dlr.latent_term(assistant, rollout, every, config, reference)
+
+    rows = [6 * p + int(g) for p, kept in enumerate(rollout.decoded) for g in kept]
+    ours, theirs = (torch.distributions.Normal(means(x, rows), x.std) for x in (assistant.policy, reference))
+    expected = float(torch.distributions.kl_divergence(ours, theirs).sum(-1).mean().detach())
+    value, stats = term()
+    assert expected > 0.1
+    assert float(stats["kl"]) == pytest.approx(expected, rel=1e-4)
+    assert float(value.detach()) == pytest.approx(config.policy.beta * expected, rel=1e-4)
+    value.backward()
+    moved = [p for p in assistant.policy.parameters() if p.grad is not None]
+    slope, step = torch.stack([p.grad.norm() for p in moved]).norm(), 1e-3
+    with torch.no_grad():
+        for p in moved:
+            p -= step * p.grad / slope
+        fall = expected - float(term()[1]["kl"])
+    assert fall == pytest.approx(step * float(slope) / config.policy.beta, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["random", "value"])
 def test_a_filter_keeps_exactly_k_and_the_others_have_no_gradient(assistant, kind):
-    config = user_rewards(settings(filter=kind, num_decoded=4, gamma=0.0, beta=0.0))
+    config = settings(filter=kind, num_decoded=4, gamma=0.0, beta=0.0)
     rollout = sampled(assistant, config)
     assert rollout.decoded.shape == (3, 4) == rollout.advantages.shape
     assert (rollout.decoded.diff(dim=1) > 0).all()
@@ -174,17 +200,74 @@ def test_the_value_filter_takes_those_of_which_most_is_expected():
 
 
 def test_rewards_are_correctness_and_format_in_minus_one_and_one(assistant):
-    config = settings(format_weight=0.5)
-    texts = sampled(assistant, config).texts
+    policy = settings(format_weight=0.5).policy
+    texts = sampled(assistant, settings()).texts
     verdicts = replace(texts, rewards=torch.tensor([1.0, 0.0]).repeat(9).view(3, 6, 1))
     finished = torch.tensor([True, True, False]).repeat(6).view(3, 6, 1)
     verdicts = replace(verdicts, finished=finished)
-    total = dlr.total_rewards(verdicts, [], config)
+    total = dlr.total_rewards(verdicts, [], policy, are_users=False)
     assert total.flatten()[:6].tolist() == [1.5, -0.5, 0.5, -0.5, 1.5, -1.5]
-    tags = settings(format_weight=0.5, format="tags")
+    tags = replace(policy, format="tags")
     words = ["<think>a</think> <answer>b</answer>", "<think>a</think>", "<answer>b</answer>"] * 6
-    total = dlr.total_rewards(verdicts, words, tags)
+    total = dlr.total_rewards(verdicts, words, tags, are_users=False)
     assert total.flatten()[:6].tolist() == [1.5, -1.5, 0.5, -0.5, 0.5, -1.5]
+
+
+@pytest.mark.parametrize("by", ["config", "argument"])
+def test_rewards_of_the_user_are_used_as_they_are(assistant, by):
+    named, given = (("tests.train.test_dlr:even_digits",), []) if by == "config" else ((), [even_digits])
+    config = replace(settings(format_weight=0.5), reward=RewardConfig(functions=named))
+    rollout = dlr.sample_rollout(assistant, PROBLEMS, Rewards(config.reward, TASK, given), config, generator())
+    texts = assistant.main.detokenize(rollout.texts.ids.flatten(0, 2))
+    expected = torch.tensor(even_digits([], texts)) + 0.5 * (2 * rollout.texts.finished.flatten().float() - 1)
+    assert len(set(even_digits([], texts))) > 2
+    assert rollout.texts.rewards.flatten().tolist() == expected.tolist()
+
+
+# ---- cost -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted(assistant):
+    """A list of (rows, rows times tokens), one for each pass of the main model."""
+    passes = []
+
+    def hook(module, args, kwargs):
+        rows, tokens, _ = kwargs["inputs_embeds"].shape
+        passes.append((rows, rows * tokens))
+
+    handle = assistant.main.lm.model.register_forward_pre_hook(hook, with_kwargs=True)
+    yield passes
+    handle.remove()
+
+
+def cost(metrics, name):
+    return [float(metrics[f"main/{name}forwards"]), float(metrics[f"main/{name}tokens"])]
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_the_cost_of_rollouts_and_replays_is_what_hooks_count(assistant, num_iterations):
+    config = settings(text_weight=1.0, temperature=1.0, num_iterations=num_iterations)
+    with counted(assistant) as passes:
+        rollout = sampled(assistant, config)
+    assert cost(rollout.metrics, "") == [sum(x) for x in zip(*passes, strict=True)]
+    with counted(assistant) as passes:
+        parts = [dlr.loss(assistant, rollout.rows(torch.tensor([i])), config)[1] for i in range(3)]
+    means = [sum(x) / 3 for x in zip(*(cost(part, "replay_") for part in parts), strict=True)]
+    assert means == pytest.approx([sum(x) for x in zip(*passes, strict=True)])
+
+
+def test_the_decoded_share_is_that_of_a_run_that_decodes_all(assistant):
+    """All texts have the greatest length here, so that nothing about the undecoded ones is unknown."""
+    assistant.main.eos = -1
+    shares, costs = {}, {}
+    for num_decoded in (6, 2):
+        metrics = sampled(assistant, settings(num_decoded=num_decoded, filter="random")).metrics
+        shares[num_decoded] = [float(metrics["main/decoded_share"]), float(metrics["main/decoded_token_share"])]
+        costs[num_decoded] = cost(metrics, "")
+    assert shares[6] == [1, 1]
+    assert shares[2] == pytest.approx([some / every for some, every in zip(costs[2], costs[6], strict=True)])
+    assert all(2 / 6 < share < 1 for share in shares[2])
 
 
 @pytest.mark.parametrize(
@@ -206,14 +289,13 @@ def test_contradictions_are_refused(fields, said):
 # ---- the stages -----------------------------------------------------------------------------------------------------
 
 
-def alone(folder) -> list[str]:
+def alone(main: Backbone) -> list[str]:
     """The main model's own greedy answers, without latents."""
-    main = load_main(str(folder))
     return continue_text(main, open_question(main, [p.question for p in PROBLEMS], main.soa), 6)[0]
 
 
 def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):
-    before, answers = weights_hash(load_main(str(saved / "main"))), alone(saved / "main")
+    untouched = load_main(str(saved / "main"))
     trained: list[LatentAssistant] = []
     dlr_loss = dlr.loss
 
@@ -226,8 +308,8 @@ def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):
         final = dlr.main(settings(saved, steps=3), [even_digits])
     model = trained[0]
     assert all(p.grad is None and not p.requires_grad for p in model.main.parameters())
-    assert weights_hash(model.main) == before
-    assert alone(saved / "main") == answers
+    assert weights_hash(model.main) == weights_hash(untouched)
+    assert alone(model.main) == alone(untouched)
     assert not (final / "main").exists()
     stored = load_file(latest_checkpoint(saved / "dlr") / "optimizer.safetensors")
     assert stored
@@ -278,8 +360,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(saved):
 
 def test_dlr_raises_the_reward(saved):
     fields = {"num_generations": 24, "num_decoded": 24, "gamma": 0.0}
-    config = user_rewards(settings(saved, loop=loop_settings(40, lr=1e-2, checkpoint_every=40), **fields))
-    dlr.main(config)
+    dlr.main(settings(saved, loop=loop_settings(40, lr=1e-2, checkpoint_every=40), **fields), [even_digits])
     rewards = [entry["reward/mean"] for entry in logs(saved / "dlr")]
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5]) > 0
 
@@ -343,7 +424,7 @@ def test_a_main_model_in_bfloat16_stays_so_from_warm_up_to_inference_and_is_not_
 
 
 def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assistant):
-    config = user_rewards(settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0))
+    config = settings(text_weight=1.0, temperature=1.0, gamma=0.0, beta=0.0)
     rollout = sampled(assistant, config)
     dlr.loss(assistant, rollout, config)[0].backward()
     assert assistant.projection.weight.grad.abs().max() > 0

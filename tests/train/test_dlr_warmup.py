@@ -1,18 +1,21 @@
 """The warm start of DLR: a bound of the solutions' likelihood, after which trajectories stand for solutions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from ladi.models.assistant import AssistantConfig, LatentAssistant, weights_hash
+from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.train import dlr_warmup, sft
 from ladi.train.data import DataConfig, tokenize_pairs
 from ladi.train.dlr_warmup import WarmStart
 from ladi.train.loop import LoopConfig
-from tests.conftest import tiny_backbone
+from tests.conftest import ALPHABET, tiny_backbone
 
 QUESTIONS = ["1,2,3:6", "4,5,20:100"]
 SOLUTIONS = ["1+2=3,3+3=6", "4*5=20,20*5=100"]
@@ -67,6 +70,37 @@ def test_the_loss_is_that_of_a_conditional_vae():
     assert terms["loss/answer"].item() == pytest.approx(sum(answers) / 2, abs=1e-4)
     assert terms["loss/kl"].item() == pytest.approx(sum(kls) / 2, rel=1e-5)
     assert value.item() == pytest.approx(sum(answers) / 2 + 0.5 * beta * sum(kls) / 2, rel=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_longer_than_a_model_is_named_before_the_pass():
+    """The longer of the two: 10 tokens of question, 16 of solution with <eos>, 2 latents."""
+    model = warm_start()
+    for part, needed in ((model.encoder, 28), (model.assistant.policy.backbone, 12)):
+        before, part.max_positions = part.max_positions, needed
+        dlr_warmup.loss(model, batch(model), generator(), 1.0)
+        part.max_positions = needed - 1
+        with pytest.raises(
+            ValueError, match=f"{needed} tokens, but the model has {needed - 1} positions: '4,5,20:100'"
+        ):
+            dlr_warmup.loss(model, batch(model), generator(), 1.0)
+        part.max_positions = before
+
+
+def test_a_solution_longer_than_the_main_model_is_named_by_the_stage(tmp_path):
+    config = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32, max_positions=20)
+    Backbone.from_config(config, ALPHABET).save_pretrained(tmp_path / "main")
+    stage = dlr_warmup.Config(
+        out_dir=tmp_path / "run",
+        data=DataConfig(task=Arithmetic(), num_train=20),
+        main=str(tmp_path / "main"),
+        backbone=replace(config, max_positions=512),
+        assistant=CONFIG,
+        free_steps=0,
+        loop=LoopConfig(steps=1, batch_size=20, micro_batch_size=20),
+    )
+    with pytest.raises(ValueError, match="tokens, but the model has 20 positions"):
+        dlr_warmup.main(stage)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.rl.objective import SurrogateConfig, group_advantages
 from ladi.tasks.base import TIMEOUT, Verdict
 from ladi.tasks.countdown import Countdown
+from ladi.tasks.math_pool import DIED
 from ladi.train import grpo, rl
 from ladi.train import rewards as rewards_module
 from ladi.train.data import DataConfig
@@ -248,10 +249,11 @@ def bandit_step(reasoner, target, config, optimizer, seed) -> float:
     paths: LatentPaths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), generator(seed))
     rewards = torch.exp(-(paths.latents[:, :, 0] - target).square().mean((-2, -1)))
     none = torch.zeros(2, policy.num_latents, 1, 1, dtype=torch.long)
+    no = none[..., 0].bool()
     rollout = rl.Rollout(
         questions=questions,
         paths=paths,
-        texts=Texts(none, none.bool(), none[..., 0].bool(), rewards[..., None], none[..., 0], none[..., 0].bool()),
+        texts=Texts(none, none.bool(), no, rewards[..., None], none[..., 0], no, no),
         old_text_log_probs=None,
         latent_advantages=group_advantages(rewards, "group"),
         text_advantages=torch.zeros(2, policy.num_latents, 1),
@@ -334,8 +336,8 @@ def test_the_verifier_is_the_default_reward():
     assert Rewards(RewardConfig(), TASK)(PROBLEMS, texts, whole=False).rewards == [1.0, 0.0, 1.0]
 
 
-def test_verdicts_that_reached_a_time_limit_are_counted(backbone, monkeypatch):
-    reasons = iter(["ok", TIMEOUT, "wrong", TIMEOUT, TIMEOUT, "ok"])
+def test_verdicts_that_reached_a_time_limit_or_are_none_are_counted(backbone, monkeypatch):
+    reasons = iter(["ok", TIMEOUT, DIED, TIMEOUT, TIMEOUT, "ok"])
 
     def judge(task, problems, texts):
         return [Verdict(correct=r == "ok", reason=r, canonical="x") for _, r in zip(texts, reasons, strict=False)]
@@ -345,7 +347,9 @@ def test_verdicts_that_reached_a_time_limit_are_counted(backbone, monkeypatch):
     sampled = Continuation(ids, ids.bool(), torch.ones(6, dtype=torch.bool), ids.float(), 0)
     texts = score(backbone, Rewards(RewardConfig(), TASK), PROBLEMS[:2], sampled, (3, 1), whole=False)
     assert texts.timed_out.flatten().tolist() == [False, True, False, True, True, False]
+    assert texts.unjudged.flatten().tolist() == [False, False, True, False, False, False]
     assert text_statistics(texts)["rollout/judge_timeouts"].item() == 0.5
+    assert text_statistics(texts)["rollout/judge_failures"].item() == pytest.approx(1 / 6)
     assert text_statistics(texts.rows(torch.tensor([0])))["rollout/judge_timeouts"].item() == pytest.approx(1 / 3)
 
 

@@ -30,6 +30,8 @@ class EvalConfig:
 
     model_dir: Path
     """A saved reasoner (LaDiR), assistant (DLR), or language model of stage `sft` (autoregressive)."""
+    main: str = ""
+    """Where an assistant's main model lies now; empty: where it lay at training."""
     task: TaskConfig
     split: str = "test"
     num_questions: int = 500
@@ -222,7 +224,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     Raises:
         ValueError: if the readout or the samples do not fit the model, or the readout the task.
     """
-    model = load_model(config.model_dir, config.dtype) if model is None else model
+    model = load_model(config.model_dir, config.dtype, config.main) if model is None else model
     is_ar = isinstance(model, Backbone)
     if is_ar and (config.readout == "vae" or config.latent_use_samples or config.texts_per_latent > 1):
         raise ValueError(

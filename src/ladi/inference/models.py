@@ -25,18 +25,28 @@ Model = Backbone | LatentReasoner | LatentAssistant
 Dtype = Literal["float32", "bfloat16"]
 
 
-def load_model(folder: str | Path, dtype: Dtype = "float32") -> Model:
+def load_model(folder: str | Path, dtype: Dtype = "float32", main: str = "") -> Model:
     """The saved reasoner, assistant or language model at `folder` (or `assets/...`), on the accelerator where there is
     one, ready for inference.
 
+    `main` says where an assistant's main model lies now; by default where it lay at training.
+
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it has no main model and `main` names one.
     """
     path = Path(located(folder)) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a saved model: it has no config.json (a stage saves one under final/)")
-    kinds = {"LatentReasoner": LatentReasoner, "LatentAssistant": LatentAssistant}
-    model: Model = kinds.get(json.loads(path.read_text()).get("model"), Backbone).from_pretrained(folder)
+    kind = json.loads(path.read_text()).get("model")
+    if main and kind != "LatentAssistant":
+        raise ValueError(f"{folder} is not an assistant and has no main model: leave main ({main}) out")
+    model: Model
+    if kind == "LatentAssistant":
+        model = LatentAssistant.from_pretrained(folder, main)
+    elif kind == "LatentReasoner":
+        model = LatentReasoner.from_pretrained(folder)
+    else:
+        model = Backbone.from_pretrained(folder)
     return model.to(default_device(), getattr(torch, dtype)).eval()
 
 

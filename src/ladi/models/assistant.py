@@ -86,7 +86,15 @@ class LatentPolicy(nn.Module):
         return self.log_std.exp()
 
     def open(self, questions: Sequence[str]) -> Prefix:
-        """The cached prefix `question <bot>`: B rows."""
+        """The cached prefix `question <bot>`: B rows.
+
+        Raises:
+            ValueError: if a question and its latents have more tokens than the model has positions.
+        """
+        ids, valid = self.backbone.tokenize(questions, side="left")
+        if ids.shape[1] + self.config.num_latents > self.backbone.max_positions:
+            longest = questions[int(valid.sum(1).argmax())]
+            self.backbone.check_length(ids.shape[1] + self.config.num_latents, longest)
         return open_question(self.backbone, questions, self.backbone.bot)
 
     def sample(self, prefix: Prefix, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -268,18 +276,26 @@ class LatentAssistant(nn.Module):
         Raises:
             ValueError: if the folder holds no LatentAssistant, or `main` has other weights than the one it was
                 trained with, or has them in another dtype.
+            OSError: if no main model can be loaded from there.
         """
         folder = Path(located(folder))
         config = read_config(folder, "LatentAssistant")
         trained_with = config.pop("main")
-        source = str(main or trained_with["source"] or folder / "main") if not isinstance(main, Backbone) else "given"
+        stored = trained_with["source"] or str(folder / "main")
         dtype = trained_with.get("dtype", "float32")  # older files do not say it
-        loaded = main if isinstance(main, Backbone) else load_main(source, dtype)
+        if isinstance(main, Backbone):
+            loaded, source, said = main, stored, "the given one"
+        else:
+            source = said = str(main or stored)
+            try:
+                loaded = load_main(source, dtype)
+            except OSError as error:
+                raise OSError(f"{error}. It is the main model of {folder}: say with main where it lies now") from error
         found = weights_hash(loaded)
         if found != trained_with["sha256"]:
             raise ValueError(
-                f"{folder} was trained with the main model of weights {trained_with['sha256'][:12]} "
-                f"({trained_with['source'] or 'in main/'}, {dtype}), but {source} has {found[:12]}; name that one"
+                f"{folder} was trained with the main model of weights {trained_with['sha256'][:12]} ({stored}, "
+                f"{dtype}), but {said} has {found[:12]}; say with main where that one lies now"
             )
         assistant = cls(AssistantConfig(**config), Backbone.from_pretrained(folder / "backbone"), loaded, source)
         load_heads(assistant, folder, ELSEWHERE)

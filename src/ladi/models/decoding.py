@@ -93,7 +93,17 @@ def continue_ids(
     """Tokens decoded after `prefix` until `<eos>` or `max_new_tokens`.
 
     `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
+
+    Raises:
+        ValueError: if prefix and tokens may need more positions than the model has.
     """
+    longest = int(prefix.position.max())
+    if longest + max_new_tokens - 1 > backbone.max_positions:  # the last token is drawn, but not read
+        raise ValueError(
+            f"the longest prefix of a text has {longest} tokens and {max_new_tokens} may follow, but the model has "
+            f"{backbone.max_positions} positions; allow fewer new tokens, leave long questions out, or take a model "
+            "with more (of a new one: backbone.max_positions)"
+        )
     batch = len(prefix.valid)
     ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
     entropies = torch.zeros(ids.shape, device=ids.device)

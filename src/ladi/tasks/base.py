@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 TIMEOUT = "timeout"
 """Reason of a verdict whose judging reached a time limit."""
+FAILED = "not judged"
+"""Beginning of the reason of a verdict where judging itself failed, twice: it says nothing of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,14 +111,14 @@ def read(benchmark: Benchmark, path: str, split: str) -> tuple[Problem, ...]:
     name, config = HUB[benchmark]
     source = path or name
     problems = []
-    for i, row in enumerate(published_rows(source, split, (config,)), 1):
+    for where, row in published_rows(source, split, (config,)):
         try:
             if benchmark == "humaneval":
                 problems.append(parse_humaneval(row))
             elif row["task_id"] in MBPP_IDS[split]:
                 problems.append(parse_mbpp(row))
-        except (KeyError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{source}, row {i}: not as {benchmark} is published ({error!r})") from error
+        except (KeyError, TypeError, AttributeError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{where}: not as {benchmark} is published ({error!r})") from error
     return tuple(problems)
 
 

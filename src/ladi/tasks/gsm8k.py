@@ -6,24 +6,35 @@ answer     72
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ladi.tasks.answers import verify_answers
 from ladi.tasks.base import Problem, Published, Verdict
-from ladi.tasks.published import published_rows
+from ladi.tasks.published import check_texts, published_rows
 
 MARK = re.compile(r"<<[^<>]*>>")
 
 
-def parse(question: str, solution: str, keep_marks: bool) -> Problem:
-    """A problem from the published fields: one line a step, the answer after ####."""
-    cot, _, answer = solution.rpartition("####")
+def parse(row: Mapping[str, Any], where: str, keep_marks: bool) -> Problem:
+    """A problem from the published fields: one line a step, the answer after ####.
+
+    Raises:
+        ValueError: if a field is missing, or the solution names no answer; says where.
+    """
+    check_texts(row, ("question", "answer"), where)
+    cot, mark, answer = row["answer"].rpartition("####")
+    if not mark or not answer.strip():
+        raise ValueError(
+            f"{where}: 'answer' must end in #### and the final answer, got ...{row['answer'][-40:]!r}; add it, or "
+            "leave the row out"
+        )
     lines = (cot if keep_marks else MARK.sub("", cot)).splitlines()
     steps = tuple(line.strip() for line in lines if line.strip())
-    return Problem(question=question.strip(), steps=steps, answer=answer.strip().replace(",", ""))
+    return Problem(question=row["question"].strip(), steps=steps, answer=answer.strip().replace(",", ""))
 
 
 @lru_cache
@@ -31,11 +42,10 @@ def read(path: str, split: str, keep_marks: bool) -> tuple[Problem, ...]:
     """All problems of a split: of `gsm8k_<split>.jsonl` in the folder `path`, else of the hub data set of that name.
 
     Raises:
-        ValueError: if the folder has no such file, or the hub cannot be reached.
+        ValueError: if the folder has no such file, a row is malformed, or the hub cannot be reached.
     """
     source = str(Path(path) / f"gsm8k_{split}.jsonl") if Path(path).is_dir() else path
-    rows = published_rows(source, split, ("main",))
-    return tuple(parse(row["question"], row["answer"], keep_marks) for row in rows)
+    return tuple(parse(row, where, keep_marks) for where, row in published_rows(source, split, ("main",)))
 
 
 @dataclass(frozen=True, kw_only=True)

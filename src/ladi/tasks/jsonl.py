@@ -4,24 +4,17 @@
 {"question": "What is 2+3*4?", "cot": "3*4 is 12. Then 2+12 is 14.", "answer": "14"}
 """
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ladi.tasks.answers import verify_answers
 from ladi.tasks.base import Problem, Published, Verdict, characters, stable_uniform
 from ladi.tasks.blocks import SplitBy, split_cot
+from ladi.tasks.published import check_texts, is_text, json_object
 
 SPLITS = ("train", "validation", "test")
-
-
-def is_text(value: Any) -> bool:
-    r"""Whether it is a text, not empty, that UTF-8 can hold: JSON can spell half a character, such as "\ud800"."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
@@ -30,15 +23,8 @@ def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
     Raises:
         ValueError: if the line is no JSON object with a question, an answer and either steps or cot; says where.
     """
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: need a JSON object, got {type(row).__name__}")
-    for name in ("question", "answer"):
-        if not is_text(row.get(name)):
-            raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {row.get(name)!r}")
+    row = json_object(line, where)
+    check_texts(row, ("question", "answer"), where)
     if ("steps" in row) == ("cot" in row):
         raise ValueError(f"{where}: need either 'steps' (a list of texts) or 'cot' (one text), got keys {sorted(row)}")
     if "steps" in row:
@@ -46,8 +32,7 @@ def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
         if not isinstance(steps, list) or not steps or not all(map(is_text, steps)):
             raise ValueError(f"{where}: 'steps' must be a list of texts that are not empty, got {steps!r}")
     else:
-        if not is_text(row["cot"]):
-            raise ValueError(f"{where}: 'cot' must be a text that is not empty, got {row['cot']!r}")
+        check_texts(row, ("cot",), where)
         steps = split_cot(row["cot"], split_by)
     return Problem(question=row["question"], steps=tuple(steps), answer=row["answer"])
 

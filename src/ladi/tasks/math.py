@@ -14,7 +14,7 @@ from typing import Any
 from ladi.tasks.answers import marked_answer, verify_answers
 from ladi.tasks.base import Problem, Published, Verdict
 from ladi.tasks.blocks import split_cot
-from ladi.tasks.published import published_rows
+from ladi.tasks.published import check_texts, published_rows
 
 FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 """Drawing code, which says nothing of the thought."""
@@ -33,11 +33,11 @@ def parse(row: Mapping[str, Any], where: str) -> Problem:
     Raises:
         ValueError: if a field is missing; says where.
     """
-    if not isinstance(row.get("problem"), str) or not isinstance(row.get("solution"), str):
-        raise ValueError(f"{where}: need the texts 'problem' and 'solution', got keys {sorted(row)}")
+    check_texts(row, ("problem", "solution"), where)
     answer = row.get("answer") or marked_answer(row["solution"])
     if not answer:
         raise ValueError(f"{where}: there is no 'answer', and the solution boxes none")
+    check_texts({"answer": answer}, ("answer",), where)
     meta = {
         "subject": row.get("subject") or row.get("type", ""),
         "level": int(re.sub(r"\D", "", str(row.get("level", ""))) or 0),
@@ -54,7 +54,7 @@ def read(source: str, split: str) -> tuple[Problem, ...]:
     Raises:
         ValueError: if they cannot be read.
     """
-    return tuple(parse(row, f"{source}, row {i}") for i, row in enumerate(published_rows(source, split), 1))
+    return tuple(parse(row, where) for where, row in published_rows(source, split))
 
 
 @dataclass(frozen=True, kw_only=True)

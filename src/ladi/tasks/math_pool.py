@@ -19,9 +19,9 @@ from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ladi.tasks.base import TIMEOUT, Verdict
+from ladi.tasks.base import FAILED, TIMEOUT, Verdict
 
-DIED = "the judge died"
+DIED = f"{FAILED}: the judge died"
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT_S = 120.0
 """Longest time for a process to import math-verify."""
@@ -76,20 +76,20 @@ class MathPool:
         self.timeouts = 0
         """Pairs that reached the time limit so far."""
         self.deaths = 0
-        """Pairs whose process ended by itself so far (memory, stack)."""
+        """Pairs whose process ended by itself (memory, stack), twice, so far."""
         self._workers: list[Worker] = []
         self._lock = threading.Lock()
         atexit.register(self._kill)
 
     def verify_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """A verdict for each (gold, answer); equal pairs are judged once.
+        """A verdict for each (gold, answer); equal pairs are judged once, and once more if the process dies over them.
 
         Raises:
             RuntimeError: if the processes do not start.
         """
         distinct = list(dict.fromkeys(pairs))
         with self._lock:
-            timeouts = self.timeouts
+            timeouts, deaths = self.timeouts, self.deaths
             verdicts = self._judge(distinct)
             if self.timeouts > timeouts:
                 logger.warning(
@@ -98,6 +98,13 @@ class MathPool:
                     len(distinct),
                     self.time_limit_s,
                     self.timeouts,
+                )
+            if self.deaths > deaths:
+                logger.warning(
+                    "the judge died over %d of %d answers, twice, and they count as wrong (%d so far)",
+                    self.deaths - deaths,
+                    len(distinct),
+                    self.deaths,
                 )
         return [verdicts[pair] for pair in pairs]
 
@@ -114,12 +121,12 @@ class MathPool:
             worker.process.wait()
 
     def _judge(self, pairs: list[Pair]) -> dict[Pair, Verdict]:
-        waiting, verdicts = deque(pairs), {}
+        waiting, verdicts, again = deque(pairs), {}, set()
         try:
             while len(verdicts) < len(pairs):
                 self._assign(waiting)
                 for worker in self._replied():
-                    self._read(worker, verdicts)
+                    self._read(worker, verdicts, waiting, again)
                 self._end_overdue(verdicts)
         finally:  # an interrupted batch must not leave replies for the next
             for worker in [w for w in self._workers if w.pair is not None]:
@@ -149,8 +156,8 @@ class MathPool:
         until = min(w.deadline for w in active.values())
         return [active[pipe] for pipe in wait(list(active), max(0.0, until - time.monotonic()))]  # pyright: ignore
 
-    def _read(self, worker: Worker, verdicts: dict[Pair, Verdict]) -> None:
-        """Take a worker's line, or notice its death."""
+    def _read(self, worker: Worker, verdicts: dict[Pair, Verdict], waiting: deque[Pair], again: set[Pair]) -> None:
+        """Take a worker's line, or notice its death: what it judged waits `again`, if it has not before."""
         assert worker.process.stdout is not None
         line = worker.process.stdout.readline()
         if not worker.is_ready:
@@ -160,8 +167,12 @@ class MathPool:
             return
         assert worker.pair is not None
         if not line:
-            self.deaths += 1
-            verdicts[worker.pair] = Verdict(correct=False, reason=DIED)
+            if worker.pair in again:
+                self.deaths += 1
+                verdicts[worker.pair] = Verdict(correct=False, reason=DIED)
+            else:
+                again.add(worker.pair)
+                waiting.append(worker.pair)
             self._drop(worker)
             return
         gold = worker.pair[0]

@@ -9,8 +9,8 @@
 import atexit
 import contextlib
 import json
+import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,11 @@ from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
+
+from ladi.tasks.base import FAILED
+from ladi.tasks.sandbox_isolation import remove
+
+logger = logging.getLogger(__name__)
 
 SERVER = Path(__file__).with_name("sandbox_server.py")
 START_LIMIT_S = 60.0
@@ -87,8 +92,13 @@ class Outcome:
     canonical: str = ""
     """Normal form of a program that passed."""
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether running it failed, whatever the program."""
+        return self.reason.startswith(FAILED)
 
-DIED = Outcome(passed=False, reason="the server died")
+
+DIED = Outcome(passed=False, reason=f"{FAILED}: the server died")
 TRIAL = Program(code="def answer(): return 1", names=("answer",), tests="assert answer() == 1")
 
 
@@ -146,7 +156,8 @@ class Server:
             self.process.wait()
         self.process.stdout.close()
         for folder in Path(tempfile.gettempdir()).glob(f"ladi-{self.process.pid}-*"):  # it was killed, in the weak tier
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(str(folder))
 
     def _read(self, limit_s: float) -> dict[str, Any] | None:
         """Its next line; None if it has died or takes longer."""
@@ -168,6 +179,8 @@ class Sandbox:
         self._lock = threading.Lock()
         self.weakness = "not tried"
         """Why the stronger tier cannot be had."""
+        self.failures = 0
+        """Programs that could not be run, twice, so far."""
         atexit.register(self.close)
 
     def probe(self) -> Tier:
@@ -178,7 +191,8 @@ class Sandbox:
                 failed = Outcome(passed=False, reason=server.error)
                 outcome = server.run(TRIAL, Limits()) if server.is_usable else failed
                 server.end()
-                self._tier, self.weakness = ("namespaces", "") if outcome.passed else ("rlimits", outcome.reason)
+                weakness = outcome.reason.removeprefix(f"{FAILED}: ")
+                self._tier, self.weakness = ("namespaces", "") if outcome.passed else ("rlimits", weakness)
                 means = "namespaces of their own" if outcome.passed else f"resource limits alone ({self.weakness})"
                 print(f"generated programs are shut in by {means}", flush=True)
             return self._tier
@@ -186,7 +200,7 @@ class Sandbox:
     def run_many(
         self, programs: Sequence[Program], limits: Limits, num_workers: int, allow_unsafe: bool = False
     ) -> list[Outcome]:
-        """What became of each program.
+        """What became of each program; one that a server could not run is given to a fresh one once more.
 
         Raises:
             ValueError: if only the weak tier is to be had and `allow_unsafe` is not set, or num_workers is below 1.
@@ -197,13 +211,26 @@ class Sandbox:
         if self.probe() == "rlimits" and not allow_unsafe:
             raise ValueError(
                 f"generated programs could read your files and use the network: no namespaces here ({self.weakness}); "
-                "take a system that permits user namespaces, or set the task's --allow-unsafe-exec if you trust them"
+                "take a system that permits user namespaces, or, if you trust them, set the task's allow_unsafe_exec: "
+                "--data.task.allow-unsafe-exec to train, --task.allow-unsafe-exec to evaluate"
             )
         threads = ThreadPoolExecutor(num_workers)
         try:
-            return list(threads.map(lambda program: self._run(program, limits), programs))
+            outcomes = list(threads.map(lambda program: self._run(program, limits), programs))
         finally:
             threads.shutdown(cancel_futures=True)
+        failures = [outcome.reason for outcome in outcomes if outcome.is_failure]
+        if failures:
+            with self._lock:
+                self.failures += len(failures)
+            logger.warning(
+                "%d of %d programs could not be run, twice, and count as wrong (%d so far): %s",
+                len(failures),
+                len(programs),
+                self.failures,
+                failures[0],
+            )
+        return outcomes
 
     def close(self) -> None:
         """End all servers and what they run; a later call starts fresh ones."""
@@ -215,11 +242,17 @@ class Sandbox:
     def _run(self, program: Program, limits: Limits) -> Outcome:
         if len(program.code) > MAX_CODE:
             return Outcome(passed=False, reason="too long")
+        outcome, is_open = self._try(program, limits)
+        return self._try(program, limits)[0] if outcome.is_failure and is_open else outcome
+
+    def _try(self, program: Program, limits: Limits) -> tuple[Outcome, bool]:
+        """What became of a program, and whether the sandbox was not closed meanwhile."""
         server = self._take()
         try:
-            return server.run(program, limits)
+            outcome = server.run(program, limits)
         finally:
-            self._give_back(server)
+            is_open = self._give_back(server)
+        return outcome, is_open
 
     def _take(self) -> Server:
         """An idle server, or a fresh one."""
@@ -237,15 +270,17 @@ class Sandbox:
             self._servers.append(server)
         return server
 
-    def _give_back(self, server: Server) -> None:
-        """Keep a server for the next program if it can take one and is wanted."""
+    def _give_back(self, server: Server) -> bool:
+        """Keep a server for the next program if it can take one and is wanted; whether it is wanted."""
         with self._lock:
-            if server.is_usable and server in self._servers:
+            is_wanted = server in self._servers
+            if server.is_usable and is_wanted:
                 self._idle.append(server)
-                return
-            if server in self._servers:
+                return True
+            if is_wanted:
                 self._servers.remove(server)
         server.end()
+        return is_wanted
 
 
 @lru_cache

@@ -15,9 +15,9 @@ Resource limits hold in both. Programs share the kernel with all others, and wha
 import contextlib
 import ctypes
 import errno
+import functools
 import glob
 import os
-import shutil
 import signal
 import struct
 import sys
@@ -53,7 +53,11 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 SECCOMP_MODE_FILTER, LOAD, IF_EQUAL, IF_AT_LEAST = 2, 0x20, 0x15, 0x35
 REFUSE, ALLOW = (0x06, 0, 0, 0x50000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)
 
-libc = ctypes.CDLL(None, use_errno=True)
+
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """The C library."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def call(function: str, *args: int | bytes) -> None:
@@ -63,7 +67,7 @@ def call(function: str, *args: int | bytes) -> None:
         OSError: if it fails.
     """
     arguments = [ctypes.c_long(arg) if isinstance(arg, int) else ctypes.c_char_p(arg) for arg in args]
-    if getattr(libc, function)(*arguments) < 0:
+    if getattr(libc(), function)(*arguments) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")
 
@@ -113,6 +117,46 @@ def send(number: int, pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder and all in it, whatever the permissions and however deep; nothing if it is not there.
+
+    Walks by file descriptors, so that no path gets long and nothing recurs. No symbolic link is followed.
+
+    Raises:
+        OSError: if it belongs to somebody else, or is written to meanwhile.
+    """
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder)
+        return
+    os.chmod(folder, 0o700)
+    flags, names = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, []
+    here = os.open(folder, flags)
+    while True:
+        inner, is_empty = None, True
+        with os.scandir(here) as entries:
+            for entry in entries:
+                is_empty = False
+                if entry.is_dir(follow_symlinks=False):
+                    inner = entry.name
+                    break
+                os.unlink(entry.name, dir_fd=here)
+        outer = here
+        if inner is not None:
+            os.chmod(inner, 0o700, dir_fd=outer)
+            here = os.open(inner, flags, dir_fd=outer)
+            names.append(inner)
+            os.close(outer)
+        elif is_empty:
+            if not names:
+                break
+            here = os.open("..", flags, dir_fd=outer)
+            os.close(outer)
+            os.rmdir(names.pop(), dir_fd=here)
+    os.close(here)
+    os.rmdir(folder)
 
 
 def drop_privileges() -> None:
@@ -268,17 +312,19 @@ class Rlimits:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[str]:
-        """Where a program may write and we look after it: a temporary folder, emptied afterwards."""
-        folder = tempfile.mkdtemp(prefix=f"ladi-{os.getpid()}-")
+        """Where a program may write and we look after it: in a temporary folder that is removed afterwards.
+
+        It stands in one that is ours, or a program of another user could put a link in its place for us to follow.
+        """
+        ours = tempfile.mkdtemp(prefix=f"ladi-{os.getpid()}-")
+        os.chmod(ours, 0o711)
+        folder = f"{ours}/program"
+        os.mkdir(folder, 0o700)
         os.chown(folder, self.user, self.group)
         try:
             yield folder
         finally:
-            for path, names, _ in os.walk(folder):
-                for name in names:
-                    if not os.path.islink(os.path.join(path, name)):
-                        os.chmod(os.path.join(path, name), 0o700)
-            shutil.rmtree(folder)
+            remove(ours)
 
     def enter(self, folder: str, size: int) -> None:
         """Shut in a fork of the server; `size` is not bounded."""

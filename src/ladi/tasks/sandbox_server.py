@@ -121,7 +121,7 @@ def shut_in(tier: Any, job: dict[str, Any], folder: str, result: int, output: in
         limit(job["limits"], max_processes)
         verdict = play(job)
     except OSError as error:
-        verdict = {"passed": False, "reason": f"not run: {error}"}
+        verdict = {"passed": False, "reason": f"not judged: {error}"}  # begins with FAILED of base.py
     os.write(RESULT, json.dumps(verdict).encode())
 
 

@@ -257,13 +257,15 @@ class LatentCache:
         return EncodedBlocks(mean, log_var, valid.to(device))
 
 
-def tokenize_pairs(backbone: Backbone, questions: Sequence[str], answers: Sequence[str]) -> tuple[Tokens, Tokens]:
+def tokenize_pairs(
+    backbone: Backbone, questions: Sequence[str], answers: Sequence[str], num_beside: int = 0
+) -> tuple[Tokens, Tokens]:
     """Questions padded on the left, answers with `<eos>` padded on the right.
 
     Raises:
-        ValueError: if a question and its answer have more tokens than the model has positions.
+        ValueError: if a question, its answer and `num_beside` more have more tokens than the model has positions.
     """
     question, answer = backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)
-    lengths = question[1].sum(1) + answer[1].sum(1)
+    lengths = question[1].sum(1) + answer[1].sum(1) + num_beside
     backbone.check_length(int(lengths.max()), questions[int(lengths.argmax())])
     return question, answer

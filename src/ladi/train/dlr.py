@@ -98,9 +98,9 @@ class PolicyConfig:
     replay_trajectories: int = 0
     """Trajectories per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
     log_prob_reduction: Reduction = "sum"
-    """Of a latent's log-density, and of the KL, over its D numbers: `sum` is the joint density, beside which the
-    weights beta and gamma are meant. `mean` divides both and the clip range by the numbers that they cover, so that
-    the other terms of the loss weigh as many times more."""
+    """Of a latent's log-density, and of the KL, over its D numbers; over the T latents of a trajectory both are means.
+    So with `sum` L_GRPO is 1 / T of equation 7's, with `mean` 1 / (T D), the clip range follows, and the other terms of
+    the loss weigh as many times more beside it (docs/decisions.md)."""
 
     def __post_init__(self):
         if not 2 <= self.num_decoded <= self.num_generations:
@@ -167,7 +167,8 @@ class Rollout:
     """Which trajectories the main model decoded."""
     texts: Texts
     """Of those, one each: R = K, M = 1."""
-    old_text_log_probs: Float[Tensor, "P K T"] | None
+    old_text_log_probs: Float[Tensor, "P K L"] | None
+    """Of the L tokens of texts, where an update needs them."""
     advantages: Float[Tensor, "P K"]
     num_tokens: int
     """Text tokens of the whole rollout that count."""
@@ -222,16 +223,16 @@ def has_tags(text: str) -> bool:
     return TAGS.fullmatch(text) is not None and text.count("<think>") == 1 and text.count("<answer>") == 1
 
 
-def total_rewards(texts: Texts, words: Sequence[str], config: Config) -> Float[Tensor, "P K 1"]:
-    """Equation 3: correctness in {-1, +1} (or the user's rewards as they are) plus lambda format in {-1, +1}."""
-    rewards = texts.rewards if config.reward.functions else signed(texts.rewards > 0.5)
-    if config.policy.format_weight == 0:
+def total_rewards(texts: Texts, words: Sequence[str], policy: PolicyConfig, are_users: bool) -> Float[Tensor, "P K 1"]:
+    """Equation 3: correctness in {-1, +1} plus lambda format in {-1, +1}; rewards that `are_users` stay as they are."""
+    rewards = texts.rewards if are_users else signed(texts.rewards > 0.5)
+    if policy.format_weight == 0:
         return rewards
-    if config.policy.format == "tags":
+    if policy.format == "tags":
         formed = torch.tensor([has_tags(text) for text in words], device=rewards.device).view_as(texts.finished)
     else:
         formed = texts.finished
-    return rewards + config.policy.format_weight * signed(formed)
+    return rewards + policy.format_weight * signed(formed)
 
 
 @torch.no_grad()
@@ -256,12 +257,13 @@ def sample_rollout(
     rows = (first + decoded).flatten()
     sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, child(source, TEXTS))
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
-    judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), config)
-    old_text = None
+    judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))
+    old_text, scoring = None, MainCost()
     if policy.text_weight and policy.num_iterations > 1:
-        main_prefix, _ = assistant.main_prefix(questions, latents, rows)
+        main_prefix, scoring = assistant.main_prefix(questions, latents, rows)
         old_text = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
-        old_text = old_text.view(*decoded.shape, -1)
+        old_text, scoring = old_text.view(*decoded.shape, -1), scoring + replay_cost(sampled.ids)
+    shared = MainCost(len(questions), assistant.main.tokenize(questions)[0].numel())
     return Rollout(
         questions=questions,
         noise=noise,
@@ -279,7 +281,7 @@ def sample_rollout(
             **text_statistics(texts),
             **text_entropy(sampled, total),
             **latent_statistics(latents, assistant.policy.std),
-            **cost_statistics(cost, decoded, policy.num_generations, total),
+            **cost_statistics(cost, scoring, shared, policy, total, latents.device),
             "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
         },
     )
@@ -292,15 +294,35 @@ def latent_statistics(latents: Float[Tensor, "P G T D"], std: Float[Tensor, ""])
     return {"latent/spread": spread, "latent/transition_entropy": entropy, "latent/std": std.clone()}
 
 
+def replay_cost(ids: Int[Tensor, "S T"]) -> MainCost:
+    """Of `text_log_probs`: one pass over each text but for its last token."""
+    return MainCost(len(ids), ids[:, :-1].numel())
+
+
 def cost_statistics(
-    cost: MainCost, decoded: Int[Tensor, "P K"], num_generations: int, total: Total
+    decoding: MainCost, scoring: MainCost, shared: MainCost, policy: PolicyConfig, total: Total, device: torch.device
 ) -> dict[str, Tensor]:
-    """The main model's rows times passes and positions of a rollout, and its share of decoding all trajectories."""
-    forwards, tokens = total(torch.tensor([cost.forwards, cost.tokens], device=decoded.device))
+    """What the main model did for a rollout, and its shares of decoding all trajectories.
+
+    `main/forwards` (rows times passes) and `main/tokens` (positions, padding included) are those of decoding and, where
+    updates need old log-probabilities of the texts, of `scoring` them. The shares are of decoding alone,
+
+        share = (Q + R) / (Q + R G / K)
+
+    with Q the pass over the questions (`shared`: as dear however many trajectories follow) and R all behind it,
+    prefixes and texts of the K trajectories. The texts of the other G - K are unknown: they count as the decoded ones
+    do on average. 1 where all are decoded.
+    """
+    counts = [[cost.forwards, cost.tokens] for cost in (decoding, scoring, shared)]
+    decoded, scored, questions = total(torch.tensor(counts, device=device))
+    whole = questions + (decoded - questions) * policy.num_generations / policy.num_decoded
+    forwards, tokens = decoded + scored
+    share, token_share = decoded / whole
     return {
         "main/forwards": forwards,
         "main/tokens": tokens,
-        "main/decoded_share": torch.tensor(decoded.shape[1] / num_generations),
+        "main/decoded_share": share,
+        "main/decoded_token_share": token_share,
     }
 
 
@@ -343,9 +365,12 @@ def loss(
         value = value + policy.value_weight * error
         terms["loss/value"] = error.detach()
     if policy.text_weight:
-        text_loss, stats = text_term(assistant, rollout, config)
+        text_loss, stats, cost = text_term(assistant, rollout, config)
         value = value + policy.text_weight * text_loss
         terms |= stats
+        share = len(rollout.questions) / rollout.num_questions  # the log has the mean over micro-batches
+        terms["main/replay_forwards"] = torch.tensor(cost.forwards / share)
+        terms["main/replay_tokens"] = torch.tensor(cost.tokens / share)
     return value, terms
 
 
@@ -390,15 +415,19 @@ def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollou
 
 
 def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
-    """Surrogate of the main model's sampled texts, with gradients through it into the projection."""
+    """Surrogate of the main model's sampled texts, with gradients through it into the projection; what to log; and what
+    the main model's passes forward cost.
+    """
     policy, texts = config.policy, rollout.texts
-    prefix, _ = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
+    prefix, cost = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
     ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
     new = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature)
     share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
     masked = policy.mask_truncated_completions
-    return text_surrogate(texts, new, rollout.old_text_log_probs, rollout.advantages, config.text, size, masked)
+    old, advantages = rollout.old_text_log_probs, rollout.advantages
+    value, stats = text_surrogate(texts, new, old, advantages, config.text, size, masked)
+    return value, stats, cost + replay_cost(ids)
 
 
 def treatment(config: Config) -> loop.Treatment:

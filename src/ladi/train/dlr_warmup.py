@@ -27,7 +27,7 @@ from ladi.models.decoding import append
 from ladi.models.vae import Posterior
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, Tokens
+from ladi.train.data import DataConfig, Tokens, tokenize_pairs
 from ladi.train.vae import beta_share
 
 
@@ -101,9 +101,14 @@ class WarmStart(nn.Module):
         layer.bias[width:] = 2 * self.assistant.policy.log_std - 3
 
     def encode(self, questions: list[str], solutions: list[str]) -> Posterior:
-        """q(z | question, solution): `mean` and `log_var` (B, T, D)."""
-        asked, asked_valid = self.encoder.tokenize(questions, side="left")
-        solved, solved_valid = self.encoder.tokenize(solutions, add_eos=True)
+        """q(z | question, solution): `mean` and `log_var` (B, T, D).
+
+        Raises:
+            ValueError: if a question, its solution and the latents have more tokens than the encoder has positions.
+        """
+        (asked, asked_valid), (solved, solved_valid) = tokenize_pairs(
+            self.encoder, questions, solutions, self.assistant.config.num_latents
+        )
         queries = self.queries.expand(len(asked), -1, -1)
         embeds = torch.cat([self.encoder.embed(asked), self.encoder.embed(solved), queries], dim=1)
         valid = torch.cat([asked_valid, solved_valid, solved_valid.new_ones(queries.shape[:2])], dim=1)
@@ -157,10 +162,10 @@ def main(config: Config) -> Path:
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         problems = config.data.problems(step, batch_size, start, stop)
-        solutions = [sft_target(problem, task) for problem in problems]
-        target = assistant.main.tokenize(solutions, add_eos=True)
+        questions, solutions = [p.question for p in problems], [sft_target(p, task) for p in problems]
+        _, target = tokenize_pairs(assistant.main, questions, solutions)  # latents take positions of the question
         share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)
-        return Batch([p.question for p in problems], solutions, target, share)
+        return Batch(questions, solutions, target, share)
 
     model = loop.run(
         config.loop,

@@ -19,7 +19,7 @@ from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone, compute_again
 from ladi.models.decoding import Continuation, Prefix, append, expand, select_rows
 from ladi.rl.objective import Normaliser, SurrogateConfig, Total, alone, surrogate, token_kl
-from ladi.tasks.base import TIMEOUT, Problem
+from ladi.tasks.base import FAILED, TIMEOUT, Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
 
@@ -32,7 +32,7 @@ class Texts:
     """P x R x M sampled texts (R latents or 1, M texts each), their rewards, and which are correct.
 
     `solution` numbers the different correct solutions of a question; -1 where a text is wrong. `timed_out` are those
-    whose judging reached a time limit, which are wrong too.
+    whose judging reached a time limit, `unjudged` those where it failed, whatever the text; both count as wrong.
     """
 
     ids: Int[Tensor, "P R M T"]
@@ -41,6 +41,7 @@ class Texts:
     rewards: Float[Tensor, "P R M"]
     solution: Int[Tensor, "P R M"]
     timed_out: Bool[Tensor, "P R M"]
+    unjudged: Bool[Tensor, "P R M"]
 
     def rows(self, rows: Tensor) -> "Texts":
         """Those of some questions."""
@@ -77,6 +78,7 @@ def score(
         rewards=torch.tensor(scores.rewards, device=device).view(lead),
         solution=torch.tensor(solution, device=device).view(lead),
         timed_out=torch.tensor([v.reason == TIMEOUT for v in scores.verdicts], device=device).view(lead),
+        unjudged=torch.tensor([v.reason.startswith(FAILED) for v in scores.verdicts], device=device).view(lead),
     )
 
 
@@ -88,7 +90,9 @@ def text_entropy(sampled: Continuation, total: Total = alone) -> dict[str, Tenso
 
 
 def text_statistics(texts: Texts) -> dict[str, Tensor]:
-    """pass@1, pass@group, distinct correct solutions, length, truncation and time-outs of a rollout's texts."""
+    """pass@1, pass@group, distinct correct solutions, length, truncation, and time-outs and failures of the judge, of a
+    rollout's texts.
+    """
     solution = texts.solution.flatten(1)
     distinct = [float(len({i for i in row if i >= 0})) for row in solution.tolist()]
     return {
@@ -98,6 +102,7 @@ def text_statistics(texts: Texts) -> dict[str, Tensor]:
         "rollout/length": texts.valid.float().sum(-1).mean(),
         "rollout/truncated": 1 - texts.finished.float().mean(),
         "rollout/judge_timeouts": texts.timed_out.float().mean(),
+        "rollout/judge_failures": texts.unjudged.float().mean(),
     }
 
 
