@@ -102,7 +102,7 @@ def run_eval(args: list[str]) -> None:
     denoising_path, rest = take(rest, "--denoising", "")
     config = configured(preset_named(preset)().eval, rest, "ladi eval")
     config = replace(config, model_dir=resolve(config.model_dir))
-    model = load_model(config.model_dir, config.dtype)
+    model = load_model(config.model_dir, config.dtype, config.main)
     if denoising_path and not isinstance(model, LatentReasoner):
         raise ValueError(f"{config.model_dir} is no reasoner: nothing is denoised; leave --denoising out")
     with eval_progress(console) as progress:

@@ -25,6 +25,7 @@ def some_texts() -> Texts:
         rewards=flat,
         solution=flat.long(),
         timed_out=flat.bool(),
+        unjudged=flat.bool(),
     )
 
 

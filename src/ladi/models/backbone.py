@@ -288,7 +288,7 @@ class Backbone(nn.Module):
         """
         name_or_path = located(name_or_path)
         try:
-            lm = AutoModelForCausalLM.from_pretrained(
+            lm: Any = AutoModelForCausalLM.from_pretrained(
                 name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
             )
             if lm.config.model_type not in ("llama", "qwen3"):
