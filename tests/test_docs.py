@@ -39,7 +39,7 @@ def commands(path: str) -> Iterator[str]:
     text = (ROOT / path).read_text(encoding="utf-8")
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         values = dict(re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE))
-        for line in re.findall(r"^ladi .*", block, re.MULTILINE):
+        for line in re.findall(r"^ladi .*", block.replace("\\\n", ""), re.MULTILINE):
             yield re.sub(r"\$(\w+)", lambda name, values=values: values[name[1]], line)
     for line in re.findall(r"`(ladi \w+ [^`]+)`", text):
         yield re.sub(r"--label (.+?) (?=--)", r"--label '\1' ", line)  # evaluations keep their words, not the quotes

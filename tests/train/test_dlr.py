@@ -434,7 +434,7 @@ def test_text_gradients_reach_the_projection_through_the_frozen_main_model(assis
 @pytest.mark.parametrize("masked", [False, True])
 def test_texts_that_were_cut_can_be_left_out_of_the_text_loss(assistant, masked):
     fields = {"text_weight": 1.0, "temperature": 1.0, "gamma": 0.0, "beta": 0.0}
-    config = user_rewards(settings(mask_truncated_completions=masked, **fields))
+    config = settings(mask_truncated_completions=masked, **fields)
     rollout = sampled(assistant, config)
     texts = rollout.texts
     assert 0 < texts.finished.sum() < texts.finished.numel()
