@@ -19,4 +19,5 @@ $EVAL $token --model-dir $MAIN --label "main alone" --json $OUT/eval/1_main.json
 $EVAL $token --model-dir $R/grpo/final --label "main + token GRPO" --json $OUT/eval/2_grpo.json
 $EVAL $latent --model-dir $R/dlr_warmup/final --label "DLR, warm start only" --json $OUT/eval/3_warmup.json
 $EVAL $latent --model-dir $R/dlr/final --label "DLR, 6 of 32 by value" --json $OUT/eval/4_dlr.json
+$EVAL $token --model-dir $MAIN --label "main alone, after DLR" --json $OUT/eval/5_main_after.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_arithmetic
