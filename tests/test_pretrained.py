@@ -153,7 +153,7 @@ def test_four_stages_run_on_it(folder, tmp_path):
     lm = sft.main(
         sft.Config(out_dir=tmp_path / "sft", data=data, backbone=BackboneConfig(name_or_path=str(folder)), loop=steps)
     )
-    shape = ThoughtVAEConfig(num_latents=2, latent_width=4, max_block_tokens=8)
+    shape = ThoughtVAEConfig(num_latents=2, latent_width=4, max_block_tokens=96)
     autoencoder = vae.main(
         vae.Config(out_dir=tmp_path / "vae", data=data, backbone_dir=lm, vae=shape, gate_problems=1, loop=steps)
     )
@@ -165,7 +165,7 @@ def test_four_stages_run_on_it(folder, tmp_path):
             backbone_dir=lm,
             latents_path=tmp_path / "latents.safetensors",
             max_blocks=8,
-            max_answer_tokens=4,
+            max_answer_tokens=16,
             loop=steps,
         )
     )
