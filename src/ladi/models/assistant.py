@@ -91,11 +91,7 @@ class LatentPolicy(nn.Module):
         Raises:
             ValueError: if a question and its latents have more tokens than the model has positions.
         """
-        ids, valid = self.backbone.tokenize(questions, side="left")
-        if ids.shape[1] + self.config.num_latents > self.backbone.max_positions:
-            longest = questions[int(valid.sum(1).argmax())]
-            self.backbone.check_length(ids.shape[1] + self.config.num_latents, longest)
-        return open_question(self.backbone, questions, self.backbone.bot)
+        return open_question(self.backbone, questions, self.backbone.bot, self.config.num_latents)
 
     def sample(self, prefix: Prefix, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Latents z_t = mean(h_t) + std noise_t, each fed back before the next is drawn.

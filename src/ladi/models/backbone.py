@@ -383,18 +383,25 @@ class Backbone(nn.Module):
         return self.lm.get_output_embeddings()(hidden)
 
     def tokenize(
-        self, texts: Sequence[str], *, side: Literal["left", "right"] = "right", add_eos: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        side: Literal["left", "right"] = "right",
+        add_eos: bool = False,
+        num_beside: int = 0,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Token ids padded on one side to the longest text, and which of them are real.
 
         Raises:
-            ValueError: if a text has more tokens than the model has positions.
+            ValueError: if a text, with `num_beside` more tokens, has more than the model has positions.
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         if add_eos:
             rows = [[*row, self.eos] for row in rows]
         length = max(len(row) for row in rows)
-        self.check_length(length, next(text for text, row in zip(texts, rows, strict=True) if len(row) == length))
+        self.check_length(
+            length + num_beside, next(text for text, row in zip(texts, rows, strict=True) if len(row) == length)
+        )
         ids = torch.full((len(rows), length), self.pad)
         valid = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):

@@ -45,9 +45,13 @@ def append(
     return Prefix(past, torch.cat([cached_valid, valid], 1), position, hidden[:, -1]), hidden
 
 
-def open_question(backbone: Backbone, questions: Sequence[str], token: int) -> Prefix:
-    """The cached prefix `question <token>`: `<soa>` of a token-level model, `<bot>` of an assistant."""
-    ids, valid = backbone.tokenize(questions, side="left")
+def open_question(backbone: Backbone, questions: Sequence[str], token: int, num_behind: int = 0) -> Prefix:
+    """The cached prefix `question <token>`: `<soa>` of a token-level model, `<bot>` of an assistant.
+
+    Raises:
+        ValueError: if a question and `num_behind` more have more tokens than the model has positions.
+    """
+    ids, valid = backbone.tokenize(questions, side="left", num_beside=num_behind)
     embeds = backbone.embed(torch.cat([ids, torch.full_like(ids[:, :1], token)], dim=1))
     return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 
