@@ -51,14 +51,13 @@ class Config:
 
 def median_s(run: Callable[[], object], repeats: int) -> float:
     """Median wall time of `run`, seconds, after one warm-up."""
-    device = default_device()
     run()
-    synchronize(device)
+    synchronize()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        synchronize(device)
+        synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

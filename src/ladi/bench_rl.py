@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from ladi.bundled import resolve
-from ladi.devices import default_device, synchronize
+from ladi.devices import synchronize
 from ladi.inference.models import load_model
 from ladi.rundir import provenance, write_json_atomic
 from ladi.tasks.base import Problem
@@ -69,7 +69,7 @@ def timed(update: Callable[[int], None], lm: Any, updates: int) -> dict[str, flo
         with counted_tokens(lm) as seen:
             start = time.perf_counter()
             update(i)
-            synchronize(default_device())
+            synchronize()
             seconds.append(time.perf_counter() - start)
         tokens.append(sum(seen))
     return {"update_s": statistics.median(seconds), "update_tokens": statistics.median(tokens)}

@@ -12,7 +12,7 @@ def default_device() -> torch.device:
     return torch.device(PartialState().device or "cpu")
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was sent: before a clock is read."""
-    if device.type != "cpu" and torch.accelerator.is_available():
+def synchronize() -> None:
+    """Wait until the accelerator, where there is one, has done what it was sent: before a clock is read."""
+    if torch.accelerator.is_available():
         torch.accelerator.synchronize()
