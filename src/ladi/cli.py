@@ -109,17 +109,11 @@ def run_eval(args: list[str]) -> None:
         record = evaluate(config, model, progress)
     console.print(eval_table([record]))
     if json_path:
-        write_record(Path(json_path), record)
+        write_json_atomic(Path(json_path), record)
     if denoising_path and isinstance(model, LatentReasoner):
         problems = [config.task.problem(config.split, i) for i in range(min(3, config.num_questions))]
         shown = denoising_record(model, config.task, problems, config.sample, config.seed)
-        write_record(Path(denoising_path), shown)
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, and the folder it belongs to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, record)
+        write_json_atomic(Path(denoising_path), shown)
 
 
 @dataclass(frozen=True, kw_only=True)

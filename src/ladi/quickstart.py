@@ -127,7 +127,6 @@ def measure(config: Config, pipeline: Pipeline, label: str, model_dir: Path, con
         record = evaluate(eval_config, model, progress)
     console.print(eval_table([record]))
     path = config.out_dir / "eval" / (label.replace(" ", "_").replace("+", "plus") + ".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, record)
     return record
 

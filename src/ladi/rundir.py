@@ -50,10 +50,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write JSON so that the file is the old one or the new one, never half of one."""
+    """Write JSON so that the file is the old one or the new one, never half of one; makes its folder if need be."""
     path = Path(path)
     partial = path.with_name(f".tmp-{path.name}")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w") as file:
             json.dump(to_json(value), file, indent=2)
             file.flush()
