@@ -18,9 +18,10 @@ from rich.console import Console
 from ladi import bench, bench_rl, doctor, quickstart
 from ladi.bundled import resolve
 from ladi.inference.evaluate import evaluate
-from ladi.inference.models import Dtype, load_model
+from ladi.inference.models import load_model
 from ladi.inference.sample import denoising_record, denoising_texts, frames
 from ladi.models.assistant import LatentAssistant
+from ladi.models.backbone import Dtype
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 
 from ladi.draws import Streams, normal
-from ladi.inference.models import Drawn, Dtype, Model, draw, load_model, read, sample_ar, vae_texts
+from ladi.inference.models import Drawn, Model, draw, load_model, read, sample_ar, vae_texts
 from ladi.inference.text import judged_text
 from ladi.metrics.diversity import cosine_similarity, mean_pairwise_distance, vendi_score
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
 from ladi.models.assistant import LatentAssistant, MainCost
-from ladi.models.backbone import Backbone
+from ladi.models.backbone import Backbone, Dtype
 from ladi.models.generation import LATENTS, TEXTS, SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.rundir import provenance

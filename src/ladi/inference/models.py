@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -13,16 +12,13 @@ from ladi.bundled import located
 from ladi.devices import default_device
 from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
-from ladi.models.backbone import Backbone
+from ladi.models.backbone import Backbone, Dtype
 from ladi.models.decoding import continue_text, expand, open_question
 from ladi.models.generation import SampleConfig, answer, generate_latents
 from ladi.models.reasoner import LatentReasoner
 from ladi.tasks.blocks import before_block
 
 Model = Backbone | LatentReasoner | LatentAssistant
-
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 def load_model(folder: str | Path, dtype: Dtype = "float32", main: str = "") -> Model:

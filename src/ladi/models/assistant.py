@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -21,12 +20,9 @@ from torch import nn
 from ladi.arrays import Float, Int, Tensor, content_hash
 from ladi.bundled import located
 from ladi.draws import Source, Streams, normal
-from ladi.models.backbone import Backbone
+from ladi.models.backbone import Backbone, Dtype
 from ladi.models.decoding import Continuation, Prefix, append, continue_ids, expand, open_question, select_rows
 from ladi.models.vae import load_heads, read_config
-
-MainDtype = Literal["float32", "bfloat16"]
-"""What the main model's weights are loaded in; those of the assistant are in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +298,7 @@ ELSEWHERE = ("policy.backbone.", "main.")
 """Weights of a LatentAssistant that are not in heads.safetensors."""
 
 
-def load_main(source: str, dtype: MainDtype = "float32") -> Backbone:
+def load_main(source: str, dtype: Dtype = "float32") -> Backbone:
     """The main model at a folder, of a bundled model's name or of a hub name."""
     return Backbone.from_pretrained(source, getattr(torch, dtype)).eval()
 

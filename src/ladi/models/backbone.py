@@ -101,6 +101,9 @@ def _new_lm(config: BackboneConfig, tokenizer: Any) -> Any:
         return AutoModelForCausalLM.from_config(lm_config, attn_implementation="sdpa")
 
 
+Dtype = Literal["float32", "bfloat16"]
+"""What weights may be kept in."""
+
 PUBLISHED = {
     "meta-llama/Llama-3.1-8B": LlamaConfig(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336,

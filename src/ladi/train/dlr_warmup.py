@@ -21,8 +21,8 @@ from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.logprob import gaussian_kl
 from ladi.inference.text import alphabet, sft_target
 from ladi.losses import token_log_probs
-from ladi.models.assistant import AssistantConfig, LatentAssistant, MainDtype, load_main
-from ladi.models.backbone import Backbone, BackboneConfig
+from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main
+from ladi.models.backbone import Backbone, BackboneConfig, Dtype
 from ladi.models.decoding import append
 from ladi.models.vae import Posterior
 from ladi.rundir import open_run
@@ -39,7 +39,7 @@ class Config:
     data: DataConfig
     main: str
     """Folder or hub name of the main model, which stays frozen; assets/... names one that came with ladi."""
-    main_dtype: MainDtype = "float32"
+    main_dtype: Dtype = "float32"
     """What its weights are kept in, here and wherever the assistant is loaded; bfloat16 takes half the memory."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Of the assistant and of the encoder: a pretrained one (`name_or_path`), or new ones of the given size."""

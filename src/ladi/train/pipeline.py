@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ladi.inference.evaluate import EvalConfig
-from ladi.models.assistant import AssistantConfig, MainDtype
-from ladi.models.backbone import BackboneConfig
+from ladi.models.assistant import AssistantConfig
+from ladi.models.backbone import BackboneConfig, Dtype
 from ladi.models.generation import SampleConfig
 from ladi.models.vae import ThoughtVAEConfig
 from ladi.tasks import TaskConfig
@@ -76,7 +76,7 @@ class Sizes:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     main: str = ""
     """DLR's main model; empty takes that of the stage `sft`."""
-    main_dtype: MainDtype = "float32"
+    main_dtype: Dtype = "float32"
     assistant_backbone: BackboneConfig = field(default_factory=BackboneConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     warmup_steps: int = 1000
