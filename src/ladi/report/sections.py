@@ -3,6 +3,7 @@
 import difflib
 import html
 import json
+import math
 from collections.abc import Callable, Sequence
 
 from ladi.report import plots
@@ -184,34 +185,25 @@ def rl_section(runs: Sequence[Run], evaluations: Sequence[Evaluation], index_of:
 
 METHODS = {
     "LaDi-RL": (
+        ("num_latents", "texts_per_latent"),
         "the velocity of thought latents and the text head, by policy gradient through the sampler's noise",
         "to raise pass@1 while keeping many ways of solving",
     ),
     "DLR": (
+        ("num_decoded",),
         "an assistant's latent policy and its projection; the main model stays frozen",
         "to improve a large model without touching it",
     ),
-    "token GRPO": ("the token model", "to raise pass@1 only"),
+    "token GRPO": (("num_generations",), "the token model", "to raise pass@1 only"),
 }
-"""Method -> what it trains, and when to choose it."""
+"""Method -> settings of its policy whose product is the texts of a question, what it trains, and when to choose it.
+DLR's policy has the settings of GRPO's too, so it comes first."""
 
 
 def method(run: Run) -> str | None:
     """The reinforcement learning that a run's settings describe, and None for other stages."""
     policy = run.config.get("policy", {})
-    if "texts_per_latent" in policy:
-        return "LaDi-RL"
-    if "num_decoded" in policy:
-        return "DLR"
-    return "token GRPO" if "num_generations" in policy else None
-
-
-def texts_per_update(run: Run) -> int:
-    """Texts that an update samples and judges."""
-    policy, questions = run.config["policy"], run.config["loop"]["batch_size"]
-    if "texts_per_latent" in policy:
-        return questions * policy["num_latents"] * policy["texts_per_latent"]
-    return questions * policy.get("num_decoded", policy["num_generations"])
+    return next((name for name, (sizes, *_) in METHODS.items() if policy.keys() >= set(sizes)), None)
 
 
 def methods_section(runs: Sequence[Run]) -> Section | None:
@@ -221,11 +213,12 @@ def methods_section(runs: Sequence[Run]) -> Section | None:
         name = method(run)
         if name is None or not run.metrics.get("time/step_s"):
             continue
-        trains, choose = METHODS[name]
+        sizes, trains, choose = METHODS[name]
+        texts = run.config["loop"]["batch_size"] * math.prod(run.config["policy"][size] for size in sizes)
         if name == "DLR" and run.config.get("train_main"):
             trains = "an assistant's latent policy, its projection, and the main model"
         seconds, passes = (mean_of(run, key) for key in ("time/step_s", "main/forwards"))
-        cost = [f"{texts_per_update(run)} texts", f"{seconds:.2g}&nbsp;s"]
+        cost = [f"{texts} texts", f"{seconds:.2g}&nbsp;s"]
         cost += [f"{passes:,.0f} passes of the main model"] if passes is not None else []
         rows.append([html.escape(run.name), name, trains, ", ".join(cost), choose])
     lead = "Costs are means over the run's updates, sampling and judging included."
