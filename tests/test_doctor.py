@@ -308,6 +308,22 @@ def test_models_are_left_as_large_as_the_bundled_ones(preset):
         assert model == pytest.approx(sum(bytes_in(MODELS / folder) for folder in folders), rel=0.03), stage
 
 
+def test_cached_latents_are_those_of_the_problems_that_there_are(tmp_path):
+    """Named by number, or all of them."""
+    config, file = doctor.configuration("jsonl_small"), tmp_path / "rows.jsonl"
+    rows = (f'{{"question": "2+{i}", "steps": ["2+{i}={2 + i}"], "answer": "{2 + i}"}}\n' for i in range(60))
+    file.write_text("".join(rows))
+    task, disk = replace(config.data.task, path=file), {}
+    for count in (4, 0):
+        data = replace(config.data, task=task, num_train=count)
+        disk[count] = doctor.main(replace(config, data=data), Console(quiet=True))["reasoner"].disk
+    preset = PRESETS["jsonl_small"]()
+    numbers = preset.reasoner.max_blocks * preset.vae.vae.num_latents * preset.vae.vae.latent_width
+    available = task.num_problems("train")
+    assert available > 40
+    assert disk[0] - disk[4] == 2 * 2 * (available - 4) * numbers  # mean and variance in fp16
+
+
 def test_the_disk_that_all_stages_need_is_said_and_whether_it_is_there():
     def estimate(disk, peak):
         return footprint.Estimate(0, 0, 0, None, None, disk * 2**30, peak * 2**30)

@@ -52,9 +52,11 @@ class Lengths:
     block: float
     characters: int
     """Different characters, which are a new model's vocabulary."""
+    problems: int
+    """Of the training set; 0 where it cannot be read."""
 
 
-UNKNOWN = Lengths(question=0.0, target=0.0, answer=0.0, blocks=1, block=0.0, characters=100)
+UNKNOWN = Lengths(question=0.0, target=0.0, answer=0.0, blocks=1, block=0.0, characters=100, problems=0)
 """Where the data cannot be read: nothing but the sizes of models follows from it."""
 
 
@@ -111,6 +113,7 @@ def lengths(pipeline: Pipeline) -> Lengths:
         blocks=max(map(len, blocks)),
         block=longest("".join(block) if reads_context else block.text for row in blocks for block in row),
         characters=UNKNOWN.characters if is_named else len(alphabet(task)),
+        problems=data.size,
     )
 
 
@@ -222,8 +225,9 @@ class Stages:
 
     def latents(self) -> int:
         """Bytes of the cached posteriors of the training set."""
-        vae, reasoner = self.pipeline.vae.vae, self.pipeline.reasoner
-        return 2 * 2 * reasoner.data.num_train * reasoner.max_blocks * vae.num_latents * vae.latent_width
+        vae, max_blocks = self.pipeline.vae.vae, self.pipeline.reasoner.max_blocks
+        problems = self.size.problems or self.pipeline.sft.data.num_train
+        return 2 * 2 * problems * max_blocks * vae.num_latents * vae.latent_width
 
     def sft(self) -> Need:
         size, p, passes = self.size, self.lm.num_parameters, self.passes("sft")
