@@ -16,6 +16,7 @@ from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
 from ladi.rundir import folder_fingerprint
+from ladi.tasks import TaskConfig
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.train import reasoner as stage1
@@ -132,20 +133,26 @@ def test_beta_rises_over_the_warm_up_and_is_whole_from_the_first_step_without_on
     assert [stage_a.beta_share(step, 0) for step in range(2)] == [1, 1]
 
 
-def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):
-    task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
+def one_step_vae(tmp_path: Path, task: TaskConfig, num_train: int, max_block_tokens: int, **fields) -> stage_a.Config:
+    """The stage `vae` for one step, on a new tiny language model over the task's characters."""
     lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
     Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
+    return stage_a.Config(
+        out_dir=tmp_path / "vae",
+        data=DataConfig(task=task, num_train=num_train),
+        backbone_dir=tmp_path / "lm",
+        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=max_block_tokens),
+        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
+        **fields,
+    )
+
+
+def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):
+    task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
     seen = {}
     for name in ("store_statistics", "reconstruction"):
         monkeypatch.setattr(stage_a, name, lambda vae, blocks, *_, name=name: seen.setdefault(name, blocks) and {})
-    config = stage_a.Config(
-        out_dir=tmp_path / "vae",
-        data=DataConfig(task=task, num_train=6),
-        backbone_dir=tmp_path / "lm",
-        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=200),
-        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
-    )
+    config = one_step_vae(tmp_path, task, 6, 200)
     assert (stage_a.main(config) / "config.json").is_file()
     assert [block.text for block in seen["store_statistics"]] == [
         step for i in range(6) for step in task.problem("train", i).steps
@@ -157,16 +164,7 @@ def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(t
 
 def test_a_trained_vae_is_the_same_whatever_it_is_measured_on(tmp_path):
     task = Countdown(size=3, max_input=50)
-    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
-    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
-    config = stage_a.Config(
-        out_dir=tmp_path / "vae",
-        data=DataConfig(task=task, num_train=8),
-        backbone_dir=tmp_path / "lm",
-        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=14),
-        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
-        gate_problems=1,
-    )
+    config = one_step_vae(tmp_path, task, 8, 14, gate_problems=1)
     stage_a.main(config)
     before = folder_fingerprint(tmp_path / "vae" / "final")
     report = (tmp_path / "vae" / "reconstruction.json").read_text()
@@ -177,17 +175,9 @@ def test_a_trained_vae_is_the_same_whatever_it_is_measured_on(tmp_path):
 
 def test_blocks_that_would_always_be_cut_are_named_before_the_vae_trains(tmp_path):
     task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
-    lm = BackboneConfig(width=16, num_layers=1, num_heads=2, mlp_width=32)
-    Backbone.from_config(lm, alphabet(task)).save_pretrained(tmp_path / "lm")
     texts = [step for i in range(6) for step in task.problem("train", i).steps]  # of a tokenizer of characters
     longest = max(texts, key=len)
-    config = stage_a.Config(
-        out_dir=tmp_path / "vae",
-        data=DataConfig(task=task, num_train=6),
-        backbone_dir=tmp_path / "lm",
-        vae=ThoughtVAEConfig(num_latents=1, latent_width=2, max_block_tokens=60),
-        loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
-    )
+    config = one_step_vae(tmp_path, task, 6, 60)
     num_longer = sum(len(text) > 60 for text in texts)
     assert 0 < num_longer < len(texts)
     said = f"{num_longer} of {len(texts)} blocks have more than 60 tokens, the longest {len(longest)}: {longest[:60]!r}"
