@@ -45,7 +45,7 @@ def test_backbones_keep_to_their_size(name, most):
     assert sum(parameter.numel() for parameter in backbone.parameters()) <= most
 
 
-@pytest.mark.parametrize("name", ["cd3_tiny", "cd4_tiny", "cd4_small", "arithmetic_tiny"])
+@pytest.mark.parametrize("name", ["cd3_tiny", "cd4_tiny", "cd4_small", "arithmetic_tiny", "dlr_cd3", "dlr_arithmetic"])
 def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
     p = PRESETS[name](Path("root"))
     task = p.sft.data.task
@@ -55,6 +55,8 @@ def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
         assert len(blocks) <= p.reasoner.max_blocks
         assert max(len(block.text) for block in blocks) < p.vae.vae.max_block_tokens
         assert len(problem.answer) < p.reasoner.max_answer_tokens
+        assert len(sft_target(problem, task)) < p.grpo.policy.max_completion_length
+        assert len(sft_target(problem, task)) < p.dlr_warmup.assistant.max_answer_tokens
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]().sft.backbone.name_or_path])

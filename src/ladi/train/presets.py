@@ -106,6 +106,7 @@ def arithmetic_tiny(root: Path = Path("runs/arithmetic_tiny"), seed: int = 0) ->
         vae=ThoughtVAEConfig(num_latents=2, decoder="full", beta=0.05, max_block_tokens=24),
         max_blocks=4,
         max_answer_tokens=8,
+        max_text_tokens=64,
         num_train=100_000,
         sft_steps=500,
         vae_steps=500,
