@@ -57,7 +57,7 @@ def posterior_mean(x_t: Tensor, t: float, z: Tensor, weights: Tensor) -> Float[T
 def measure(path: str) -> dict[str, float]:
     reasoner = LatentReasoner.from_pretrained(resolve(Path(path)))
     shape = (len(PROBLEMS), COPIES, reasoner.config.num_latents, reasoner.config.latent_width)
-    context = reasoner.context(reasoner.open(reasoner.backbone.tokenize([p.question for p in PROBLEMS], side="left")))
+    context = reasoner.context(reasoner.open(reasoner.backbone.tokenize([p.question for p in PROBLEMS], opening=True)))
     generator = torch.Generator().manual_seed(0)
     solved = [(p, first_steps(p)) for p in PROBLEMS]
     spaces = [latents_of(reasoner.vae, p.question, list(steps)) for p, steps in solved]

@@ -117,16 +117,22 @@ def test_a_leading_space_is_kept_but_for_the_one_that_sentence_piece_takes_for_i
 
 
 def test_no_special_token_stands_in_a_text(backbone, folder):
-    plain = AutoTokenizer.from_pretrained(folder)
-    if plain.bos_token:
-        assert plain("1")["input_ids"][0] == plain.bos_token_id  # added by the tokenizer itself
     special = {*backbone.tokenizer.all_special_ids, backbone.bot, backbone.eot, backbone.soa}
-    for side, add_eos in (("left", False), ("right", False), ("right", True)):
-        ids, valid = backbone.tokenize([*GSM8K, *ODD], side=side, add_eos=add_eos)
+    for add_eos in (False, True):
+        ids, valid = backbone.tokenize([*GSM8K, *ODD], add_eos=add_eos)
         for row, real in zip(ids, valid, strict=True):
             tokens = row[real].tolist()
             assert not special & set(tokens[:-1] if add_eos else tokens)
             assert not add_eos or tokens[-1] == backbone.eos
+
+
+def test_a_sequence_opens_as_the_tokenizer_begins_a_text(backbone, folder):
+    plain = AutoTokenizer.from_pretrained(folder)
+    assert (plain("1")["input_ids"][0] == plain.bos_token_id) == ("sentence_piece" in folder.name)
+    ids, valid = backbone.tokenize([*GSM8K, *ODD], opening=True)
+    assert valid[:, -1].all()
+    for text, row, real in zip([*GSM8K, *ODD], ids, valid, strict=True):
+        assert row[real].tolist() == plain(text)["input_ids"]
 
 
 def test_our_tokens_are_new_and_come_back_from_a_saved_model(backbone, tmp_path):

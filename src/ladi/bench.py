@@ -141,7 +141,7 @@ def random_batch(reasoner: LatentReasoner, pipeline: Pipeline, config: Config) -
     shape, device = (size, blocks), reasoner.backbone.device
     latents = torch.randn(*shape, reasoner.config.num_latents, reasoner.config.latent_width, device=device)
     return Batch(
-        question=reasoner.backbone.tokenize(questions, side="left"),
+        question=reasoner.backbone.tokenize(questions, opening=True),
         answer=reasoner.backbone.tokenize(answers, add_eos=True),
         target=latents,
         context=latents,

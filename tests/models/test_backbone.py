@@ -49,7 +49,7 @@ def test_greedy_text_equals_that_of_transformers_generate(backbone):
 
 @torch.no_grad()
 def test_padding_does_not_change_the_text(backbone):
-    ids, valid = backbone.tokenize(["44-19=", "3*7="], side="left")
+    ids, valid = backbone.tokenize(["44-19=", "3*7="], opening=True)
     together, _ = continue_text(backbone, append(backbone, None, backbone.embed(ids), valid)[0], 8)
     alone_ids, alone_valid = backbone.tokenize(["3*7="])
     alone, _ = continue_text(backbone, append(backbone, None, backbone.embed(alone_ids), alone_valid)[0], 8)
@@ -58,7 +58,7 @@ def test_padding_does_not_change_the_text(backbone):
 
 @torch.no_grad()
 def test_texts_that_may_pass_the_last_position_are_refused_before_the_first_pass(backbone):
-    ids, valid = backbone.tokenize(["44-19=", "3*7="], side="left")
+    ids, valid = backbone.tokenize(["44-19=", "3*7="], opening=True)
     prefix, _ = append(backbone, None, backbone.embed(ids), valid)
     read = []
     backbone.decoder.register_forward_pre_hook(

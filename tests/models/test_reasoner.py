@@ -19,7 +19,7 @@ def clean(reasoner):
 
 def read(reasoner, blocks, questions=QUESTIONS, answers=ANSWERS, **kwargs):
     return reasoner.read(
-        reasoner.backbone.tokenize(questions, side="left"),
+        reasoner.backbone.tokenize(questions, opening=True),
         blocks,
         BLOCK_VALID,
         reasoner.backbone.tokenize(answers, add_eos=True),
@@ -87,7 +87,7 @@ def test_padding_changes_nothing(reasoner):
     v_padded = reasoner.velocity(padded.blocks, x_t, t)
     for row, count in enumerate(BLOCK_VALID.sum(1).tolist()):
         alone = reasoner.read(
-            reasoner.backbone.tokenize(QUESTIONS[row : row + 1], side="left"),
+            reasoner.backbone.tokenize(QUESTIONS[row : row + 1], opening=True),
             blocks[row : row + 1, :count],
             BLOCK_VALID[row : row + 1, :count],
             reasoner.backbone.tokenize(ANSWERS[row : row + 1], add_eos=True),
@@ -104,7 +104,7 @@ def test_growing_the_sequence_piece_by_piece_equals_one_pass(reasoner, clean):
     blocks, whole = clean
     x_t, t = noisy(3)
     expected = reasoner.velocity(whole.blocks, x_t, t)
-    prefix = reasoner.open(reasoner.backbone.tokenize(QUESTIONS, side="left"))
+    prefix = reasoner.open(reasoner.backbone.tokenize(QUESTIONS, opening=True))
     for block in range(3):
         running = BLOCK_VALID[:, block]
         v = reasoner.velocity(reasoner.context(prefix), x_t[:, block : block + 1], t[:, block : block + 1])
@@ -124,7 +124,7 @@ def test_a_hidden_question_reaches_the_answer_only_through_nothing_but_latents(r
     tokens = reasoner.backbone.tokenize(ANSWERS, add_eos=True)
 
     def logits(questions):
-        question = reasoner.backbone.tokenize(questions, side="left")
+        question = reasoner.backbone.tokenize(questions, opening=True)
         return reasoner.read(question, blocks, empty, tokens, hidden_from_answer=hide).answer_logits
 
     same_lengths = ["44,35,19:61", "3,1,2:5", "60,8:52"]

@@ -38,7 +38,7 @@ def generator(seed=0):
 @pytest.fixture
 def batch(reasoner) -> Batch:
     latents = torch.randn(2, 2, 2, 4, generator=generator(1))
-    question = reasoner.backbone.tokenize(["19,35,44:60", "5,7:12"], side="left")
+    question = reasoner.backbone.tokenize(["19,35,44:60", "5,7:12"], opening=True)
     answer = reasoner.backbone.tokenize(["44-19=25,35+25=60", "7+5=12"], add_eos=True)
     return Batch(question=question, answer=answer, target=latents, context=latents, block_valid=VALID)
 

@@ -104,7 +104,7 @@ def draw(
         paths = generate_latents(model, questions, num_latents, config, generator)
         return Drawn(paths.latents, paths.num_blocks, paths.tokens_processed)
     latents = model.think(questions, num_latents, generator, config.initial_noise)
-    opened = model.policy.backbone.tokenize(questions, side="left")[0].numel() + len(questions)
+    opened = model.policy.backbone.tokenize(questions, opening=True)[0].numel() + len(questions)
     tokens = opened + len(questions) * num_latents * (model.config.num_latents - 1)
     return Drawn(latents[:, :, None], torch.ones(latents.shape[:2], dtype=torch.long), tokens)
 

@@ -177,7 +177,7 @@ class LatentAssistant(nn.Module):
         batch, num_trajectories = latents.shape[:2]
         if rows is None:
             rows = torch.arange(batch * num_trajectories, device=latents.device)
-        ids, valid = self.main.tokenize(questions, side="left")
+        ids, valid = self.main.tokenize(questions, opening=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.main.parameters())):
             question, _ = append(self.main, None, self.main.embed(ids), valid)
         prefix = select_rows(question, rows // num_trajectories)

@@ -253,6 +253,8 @@ class Backbone(nn.Module):
         self.max_positions: int = lm.config.max_position_embeddings
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.first: list[int] = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+        """What the tokenizer puts before a text: `<s>`, or nothing."""
         self.bot, self.eot, self.soa = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS.values())
 
     @classmethod
@@ -389,16 +391,21 @@ class Backbone(nn.Module):
         self,
         texts: Sequence[str],
         *,
-        side: Literal["left", "right"] = "right",
+        opening: bool = False,
         add_eos: bool = False,
         num_beside: int = 0,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        """Token ids padded on one side to the longest text, and which of them are real.
+        """Token ids padded on the right to the longest text, and which of them are real.
+
+        Texts that are `opening` a sequence are padded on the left, behind the token with which the tokenizer begins a
+        text, if it does so (`<s>` of Llama).
 
         Raises:
             ValueError: if a text, with `num_beside` more tokens, has more than the model has positions.
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        if opening:
+            rows = [[*self.first, *row] for row in rows]
         if add_eos:
             rows = [[*row, self.eos] for row in rows]
         length = max(len(row) for row in rows)
@@ -408,7 +415,7 @@ class Backbone(nn.Module):
         ids = torch.full((len(rows), length), self.pad)
         valid = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):
-            span = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+            span = slice(length - len(row), length) if opening else slice(0, len(row))
             ids[i, span] = torch.tensor(row, dtype=torch.long)
             valid[i, span] = True
         return ids.to(self.device), valid.to(self.device)

@@ -51,7 +51,7 @@ def open_question(backbone: Backbone, questions: Sequence[str], token: int, num_
     Raises:
         ValueError: if a question and `num_behind` more have more tokens than the model has positions.
     """
-    ids, valid = backbone.tokenize(questions, side="left", num_beside=num_behind)
+    ids, valid = backbone.tokenize(questions, opening=True, num_beside=num_behind)
     embeds = backbone.embed(torch.cat([ids, torch.full_like(ids[:, :1], token)], dim=1))
     return append(backbone, None, embeds, torch.cat([valid, valid.new_ones(len(ids), 1)], dim=1))[0]
 

@@ -156,7 +156,7 @@ def generate_latents(
 ) -> LatentPaths:
     """Trajectories of all blocks: `num_latents` for each question."""
     batch = len(questions)
-    ids, valid = reasoner.backbone.tokenize(questions, side="left")
+    ids, valid = reasoner.backbone.tokenize(questions, opening=True)
     prefix = reasoner.open((ids, valid))
     null_prefix = None
     if config.guidance_scale != 1:
@@ -202,7 +202,7 @@ def finished_prefix(
 ) -> tuple[Prefix, int]:
     """The prefix of B * R rows after which the answer comes: question and finished blocks; and tokens processed."""
     num_latents, most_blocks = latents.shape[1:3]
-    opened = reasoner.open(reasoner.backbone.tokenize(questions, side="left"))
+    opened = reasoner.open(reasoner.backbone.tokenize(questions, opening=True))
     prefix, processed = expand(opened, num_latents), opened.valid.numel()
     for block in range(most_blocks):
         running: Bool[Tensor, " rows"] = (num_blocks > block).flatten()

@@ -157,7 +157,7 @@ class ThoughtVAE(nn.Module):
         ids, valid = self.encoder.tokenize([block.text for block in blocks], add_eos=True)
         if not self.config.reads_context:
             return BlockTokens(ids, valid, ids[:, :0], valid[:, :0])
-        before_ids, before_valid = self.encoder.tokenize([block.before for block in blocks], side="left")
+        before_ids, before_valid = self.encoder.tokenize([block.before for block in blocks], opening=True)
         lengths = valid.sum(1) + before_valid.sum(1) + self.config.num_latents
         longest = int(lengths.argmax())
         self.encoder.check_length(int(lengths[longest]), "".join(blocks[longest]))
@@ -193,7 +193,7 @@ class ThoughtVAE(nn.Module):
         valid = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         prefix, _ = append(self.decoder, None, latents, valid)
         if self.config.reads_context:
-            ids, valid = self.decoder.tokenize(before, side="left")
+            ids, valid = self.decoder.tokenize(before, opening=True)
             prefix, _ = append(self.decoder, prefix, self.decoder.embed(ids), valid)
         texts, decoded = continue_text(self.decoder, prefix, self.config.max_block_tokens)
         return texts, prefix.valid.numel() + decoded

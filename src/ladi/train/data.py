@@ -265,7 +265,7 @@ def tokenize_pairs(
     Raises:
         ValueError: if a question, its answer and `num_beside` more have more tokens than the model has positions.
     """
-    question, answer = backbone.tokenize(questions, side="left"), backbone.tokenize(answers, add_eos=True)
+    question, answer = backbone.tokenize(questions, opening=True), backbone.tokenize(answers, add_eos=True)
     lengths = question[1].sum(1) + answer[1].sum(1) + num_beside
     backbone.check_length(int(lengths.max()), questions[int(lengths.argmax())])
     return question, answer

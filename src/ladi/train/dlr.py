@@ -263,7 +263,7 @@ def sample_rollout(
         main_prefix, scoring = assistant.main_prefix(questions, latents, rows)
         old_text = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
         old_text, scoring = old_text.view(*decoded.shape, -1), scoring + replay_cost(sampled.ids)
-    shared = MainCost(len(questions), assistant.main.tokenize(questions)[0].numel())
+    shared = MainCost(len(questions), assistant.main.tokenize(questions, opening=True)[0].numel())
     return Rollout(
         questions=questions,
         noise=noise,

@@ -357,7 +357,7 @@ def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> 
     paths = rollout.paths
     num_latents, num_blocks = paths.latents.shape[1:3]
     wants_latents, wants_texts = policy.alpha > 0, policy.alpha < 1
-    prefix = reasoner.open(reasoner.backbone.tokenize(rollout.questions, side="left"))
+    prefix = reasoner.open(reasoner.backbone.tokenize(rollout.questions, opening=True))
     blocks = []
     for block in range(num_blocks):
         if wants_latents:
