@@ -35,6 +35,7 @@ def record(label, split="test"):
         "tokens_processed": 1234,
         "wall_s": 3.2,
         "latent_use": None,
+        "not_judged": {"timed_out": 0, "failed": 0},
     }
 
 
@@ -54,6 +55,13 @@ def test_the_table_of_evaluations_fits_80_columns_uncut():
 def test_the_split_is_named_where_there_are_several():
     assert "LaDiR, test" not in shown(eval_table([record("LaDiR")]))
     assert "LaDiR, test_unseen" in shown(eval_table([record("AR"), record("LaDiR", "test_unseen")]), 120)
+
+
+def test_texts_without_a_verdict_are_told_below_the_table():
+    judged, not_judged = record("AR"), record("LaDiR") | {"not_judged": {"timed_out": 1200, "failed": 3}}
+    assert "verdict" not in shown(eval_table([judged]))
+    text = " ".join(shown(eval_table([judged, not_judged]), 160).split())
+    assert "LaDiR: counted as wrong without a verdict: 1,200 texts whose judging reached its time limit, 3" in text
 
 
 def test_the_live_table_shows_start_and_now_of_each_method():

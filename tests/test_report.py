@@ -452,6 +452,14 @@ def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
     assert "pass@10" in many
 
 
+def test_texts_without_a_verdict_are_told_with_what_made_the_row(tmp_path):
+    left = evaluation(not_judged={"timed_out": 1200, "failed": 34})
+    run_dir = write_run(tmp_path / "run", [left, evaluation(not_judged={"timed_out": 0, "failed": 0}), evaluation()])
+    first, second, third = results_table([run_dir]).split("\n- ")[1:]
+    assert "one laptop, 1,234 texts counted as wrong without a verdict, 3 min" in first
+    assert "verdict" not in second + third
+
+
 def test_measured_numbers_become_a_table_with_their_source():
     source = {"command": "ladi bench", "commit": "0123abc", "machine": "two cores"}
     flat = numbers_table({"step_s": 0.1234, "tokens": 40_321}, source).splitlines()

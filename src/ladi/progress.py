@@ -47,13 +47,19 @@ def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
             short(record["tokens_processed"]),
             f"{record['wall_s']:.0f} s",
         )
-    with_use = [record for record in records if record["latent_use"]]
-    if with_use:
-        table.caption = "\n".join(
-            f"{record['label']}, pass@1 with latents "
-            + ", ".join(f"{name} {percent(value)}" for name, value in record["latent_use"].items())
-            for record in with_use
-        )
+    notes = [
+        f"{record['label']}, pass@1 with latents "
+        + ", ".join(f"{name} {percent(value)}" for name, value in record["latent_use"].items())
+        for record in records
+        if record["latent_use"]
+    ]
+    notes += [
+        f"{record['label']}: counted as wrong without a verdict: {found['timed_out']:,} texts whose judging reached "
+        f"its time limit, {found['failed']:,} where it failed"
+        for record in records
+        if any((found := record["not_judged"]).values())
+    ]
+    table.caption = "\n".join(notes) or None
     return table
 
 

@@ -159,6 +159,17 @@ def test_greedy_samples_of_a_token_level_model_are_refused_unless_there_is_one(b
     assert record["distinct_valid"]["value"] == record["pass@k"]["1"]["value"]
 
 
+def test_texts_without_a_verdict_are_counted(backbone, monkeypatch):
+    reasons = ["timeout", "not judged: the judge died", "wrong answer"]
+
+    def judged(task, problems, texts, whole):
+        return [[Verdict(correct=False, reason=reasons[i % 3]) for i in range(len(row))] for row in texts]
+
+    monkeypatch.setattr(evaluation, "judge", judged)
+    record = evaluate(settings(num_samples=5, sample=SampleConfig(temperature=1.0)), backbone)
+    assert record["not_judged"] == {"timed_out": 3 * 2, "failed": 3 * 2}
+
+
 def test_texts_of_a_token_level_model_are_as_long_as_asked(backbone, reasoner, monkeypatch):
     seen = []
 

@@ -95,6 +95,12 @@ class Judged:
     def num_correct(self) -> list[int]:
         return [sum(v.correct for v in row) for row in self.verdicts]
 
+    @property
+    def not_judged(self) -> dict[str, int]:
+        """Texts that count as wrong because judging reached a time limit, or failed."""
+        verdicts = [v for row in self.verdicts for v in row]
+        return {"timed_out": sum(v.timed_out for v in verdicts), "failed": sum(v.unjudged for v in verdicts)}
+
 
 def chunks(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
     """Consecutive pieces of `problems`."""
@@ -269,6 +275,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "pass@k": curve,
         "pass@k by latent": by_latent(judged.verdicts, config) if config.texts_per_latent > 1 else None,
         "distinct_valid": interval(distinct),
+        "not_judged": judged.not_judged,
         "latent_diversity": {"vendi": interval(judged.vendi), "distance": interval(judged.distance)}
         if judged.vendi
         else None,

@@ -50,6 +50,8 @@ class Evaluation:
     """k -> pass@k, as fractions."""
     distinct_valid: Estimate | None
     """Mean number of distinct valid solutions among a question's samples."""
+    not_judged: int
+    """Texts that count as wrong because judging reached a time limit, or failed."""
     latent_use: dict[str, Estimate] | None
     """What the text decoder was shown (intact, zeroed, shuffled, noise) -> pass@1, as fractions."""
     readout: str | None
@@ -188,6 +190,7 @@ def read_evaluation(path: Path) -> Evaluation:
             raise pass_fields.error(k, "must be a number of samples, 1 or more")
     ks = sorted(pass_fields.data, key=int)
     latent_use = fields.object("latent_use") if fields.has("latent_use") else None
+    not_judged = fields.object("not_judged") if fields.has("not_judged") else None
 
     def number(key: str) -> float | None:
         return fields.number(key) if fields.has(key) else None
@@ -205,6 +208,7 @@ def read_evaluation(path: Path) -> Evaluation:
         num_samples=fields.whole("num_samples"),
         pass_at={int(k): pass_fields.estimate(k) for k in ks},
         distinct_valid=fields.estimate("distinct_valid") if fields.has("distinct_valid") else None,
+        not_judged=sum(not_judged.whole(name) for name in not_judged.data) if not_judged else 0,
         latent_use={name: latent_use.estimate(name) for name in latent_use.data} if latent_use else None,
         readout=text("readout"),
         num_steps=number("num_steps"),

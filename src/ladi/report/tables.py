@@ -146,6 +146,8 @@ def setting(evaluation: Evaluation, name: str) -> object:
 def source_line(evaluation: Evaluation) -> str:
     """What made a row, as an item of a list."""
     parts = [f"seed {plain(evaluation.seed)}", f"commit {code(evaluation.commit)}", cell(plain(evaluation.machine))]
+    if evaluation.not_judged:
+        parts.append(f"{evaluation.not_judged:,} texts counted as wrong without a verdict")
     return f"- {cell(evaluation.label)}: {code(evaluation.command)}, {', '.join(parts)}, {duration(evaluation.wall_s)}"
 
 

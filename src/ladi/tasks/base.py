@@ -34,6 +34,16 @@ class Verdict:
     canonical: str = ""
     """Normal form of a correct solution: two texts with the same one are the same solution."""
 
+    @property
+    def timed_out(self) -> bool:
+        """Judging reached a time limit."""
+        return self.reason == TIMEOUT
+
+    @property
+    def unjudged(self) -> bool:
+        """Judging failed, whatever the text."""
+        return self.reason.startswith(FAILED)
+
 
 class Task(Protocol):
     """A source of problems and the judge of their answers; a frozen dataclass of settings."""

@@ -19,7 +19,7 @@ from ladi.losses import token_log_probs
 from ladi.models.backbone import Backbone, compute_again
 from ladi.models.decoding import Continuation, Prefix, append, expand, select_rows
 from ladi.rl.objective import Normaliser, SurrogateConfig, Total, alone, surrogate, token_kl
-from ladi.tasks.base import FAILED, TIMEOUT, Problem
+from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.rewards import Rewards
 
@@ -77,8 +77,8 @@ def score(
         finished=sampled.finished.view(lead),
         rewards=torch.tensor(scores.rewards, device=device).view(lead),
         solution=torch.tensor(solution, device=device).view(lead),
-        timed_out=torch.tensor([v.reason == TIMEOUT for v in scores.verdicts], device=device).view(lead),
-        unjudged=torch.tensor([v.reason.startswith(FAILED) for v in scores.verdicts], device=device).view(lead),
+        timed_out=torch.tensor([v.timed_out for v in scores.verdicts], device=device).view(lead),
+        unjudged=torch.tensor([v.unjudged for v in scores.verdicts], device=device).view(lead),
     )
 
 
