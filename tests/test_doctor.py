@@ -17,10 +17,13 @@ from ladi import cli, doctor, footprint
 from ladi.bundled import ASSETS
 from ladi.draws import Streams
 from ladi.inference.text import alphabet, blocks_of, sft_target
+from ladi.models import assistant
 from ladi.models.assistant import LatentAssistant, load_main
 from ladi.models.backbone import PUBLISHED, Backbone, BackboneConfig, lm_shape
+from ladi.models.decoding import continue_ids
 from ladi.models.reasoner import LatentReasoner
 from ladi.models.vae import ThoughtVAE
+from ladi.progress import short
 from ladi.tasks.sandbox import Sandbox
 from ladi.train import dlr, dlr_warmup, grpo, loop, reasoner, rl, rollout, sft
 from ladi.train.data import encode_blocks, tokenize_pairs
@@ -194,6 +197,36 @@ def test_activations_are_what_autograd_keeps(preset, stage):
 @pytest.mark.parametrize(
     ("stage", "policy"),
     [
+        ("rl", {}),
+        ("rl", {"rollout_texts": 40}),
+        ("grpo", {}),
+        ("grpo", {"rollout_texts": 40}),
+        ("dlr", {}),
+        ("dlr", {"rollout_texts": 16}),
+    ],
+)
+def test_a_rollout_holds_its_keys_and_values_once(preset, stage, policy, monkeypatch):
+    """Those that the decoding of texts which never end holds at its peak, and those of the prefixes behind it."""
+    module, measured = {"rl": rl, "grpo": grpo, "dlr": assistant}[stage], []
+
+    def watched(backbone, prefix, *args, **kwargs):
+        monkeypatch.setattr(backbone, "eos", 10**6)
+        with Peak() as memory:
+            out = continue_ids(backbone, prefix, *args, **kwargs)
+        weights = sum(p.nbytes for p in backbone.parameters())  # which passes see too
+        measured.append(memory.peak - weights + sum(k.nbytes + v.nbytes for k, v in prefix.past))
+        return out
+
+    monkeypatch.setattr(module, "continue_ids", watched)
+    pipeline = of_few_problems(preset, **{stage: policy})
+    draw = Measured(pipeline, count=lambda model, run: 0)
+    getattr(draw, stage)()
+    assert estimated(pipeline)[stage].rollout == pytest.approx(measured[0], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("stage", "policy"),
+    [
         ("rl", {"alpha": 1.0}),
         ("rl", {"alpha": 0.0}),
         ("rl", {"replay_steps": 3, "num_latents": 4}),
@@ -326,7 +359,7 @@ def test_cached_latents_are_those_of_the_problems_that_there_are(tmp_path):
 
 def test_the_disk_that_all_stages_need_is_said_and_whether_it_is_there():
     def estimate(disk, peak):
-        return footprint.Estimate(0, 0, 0, None, None, disk * 2**30, peak * 2**30)
+        return footprint.Estimate(0, 0, 0, None, None, None, disk * 2**30, peak * 2**30)
 
     found = {"a": estimate(2, 9), "b": estimate(3, 6), "c": estimate(4, 5)}
     for free, enough in ((11, True), (9.9, False)):  # when c trains: 2 + 3 + 5
@@ -367,7 +400,7 @@ def test_the_command_prints_what_is_here_and_what_is_needed():
     said = console.export_text()
     assert "transformers" in said
     assert tuple(found) == STAGES
-    assert f"{found['sft'].parameters / 1e6:,.2f}" in said
+    assert short(found["sft"].parameters) in said
     with pytest.raises(ValueError, match="unknown preset"):
         doctor.configuration("nothing")
 

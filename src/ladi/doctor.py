@@ -8,12 +8,14 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ladi.bundled import located
 from ladi.footprint import Estimate, estimates, lengths
 from ladi.models.backbone import BackboneConfig
+from ladi.progress import short
 from ladi.tasks.code import Code
 from ladi.tasks.sandbox import shared_sandbox
 from ladi.train.data import DataConfig
@@ -139,17 +141,20 @@ def disk_line(found: dict[str, Estimate], free: int) -> str:
 
 def estimate_table(preset: str, found: dict[str, Estimate]) -> Table:
     """One row a stage."""
-    table = Table("stage", "params", "trained", "state", "activations", "memory", "tokens", title=preset)
+    columns = ("stage", "params", "trained", "state", "activations", "rollout", "memory", "tokens")
+    table = Table(*columns, title=preset, box=box.SIMPLE_HEAD, padding=(0, 0))
     table.caption = (
-        "params: millions loaded; state: weights, gradients and optimizer; activations: of a micro-batch; memory: GiB "
-        "of a process; tokens: of an update, over all processes"
+        "params: of all models that are loaded; then GiB of a process: state: weights, gradients and optimizer; "
+        "activations: of a micro-batch; rollout: keys and values of its texts; memory: state and the larger of these "
+        "two; tokens: of an update, over all processes"
     )
     for stage, e in found.items():
-        cells = [f"{x / 1e6:,.2f}" for x in (e.parameters, e.trainable)] + [f"{e.state / 2**30:.2f}"]
-        if e.activations is None or e.tokens_per_update is None:
-            cells += ["?", "?", "?"]
+        cells = [short(x) for x in (e.parameters, e.trainable)] + [f"{e.state / 2**30:.2f}"]
+        if e.activations is None or e.rollout is None or e.tokens_per_update is None:
+            cells += ["?"] * 4
         else:
-            cells += [f"{x / 2**30:.2f}" for x in (e.activations, e.state + e.activations)]
+            memory = e.state + max(e.activations, e.rollout)
+            cells += [f"{x / 2**30:.2f}" for x in (e.activations, e.rollout, memory)]
             cells.append(f"{e.tokens_per_update:,}")
         table.add_row(stage, *cells)
     return table

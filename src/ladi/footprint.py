@@ -1,8 +1,8 @@
 """What each stage holds in memory and how many tokens an update takes, from the models' shapes: nothing is loaded.
 
 Weights, gradients, the optimizer's moments and their average are counted in fp32, as the loop keeps them, and beside
-them what the backward pass saves of one micro-batch, operation by operation. Texts that are yet to be sampled count
-with the greatest length allowed: one such text pads its whole batch.
+them what the backward pass saves of one micro-batch, operation by operation, or the keys and values of a rollout.
+Texts that are yet to be sampled count with the greatest length allowed: one such text pads its whole batch.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,9 @@ class Estimate:
     state: int
     """Weights of all models, gradients, moments and average of the trainable ones."""
     activations: int | None
-    """None where the data could not be read; so too the tokens."""
+    """None where the data could not be read; so too the next two."""
+    rollout: int | None
+    """Keys and values while a rollout is decoded; 0 in stages without one."""
     tokens_per_update: int | None
     disk: int
     """What stays of it when it is done: its model, the newest checkpoint, and of `reasoner` the cached latents."""
@@ -88,6 +90,8 @@ class Need:
     tokens: Count
     in_half: int = 0
     """Parameters, of those loaded, that are kept in bfloat16."""
+    sampled: Count = 0
+    """Bytes of keys and values in a rollout of the whole batch."""
 
 
 def lengths(pipeline: Pipeline) -> Lengths:
@@ -164,6 +168,19 @@ class Passes:
             return Saved(ends + lm.num_layers * layer)
         cached = 2 * number * lm.kv_width * (2 * before + tokens)
         return Saved(ends + lm.num_layers * rows * (4 * lm.width * tokens + cached), layer)
+
+    def cached(self, rows: Count, tokens: Count) -> Count:
+        """Keys and values of `rows` rows in all, of `tokens` positions each."""
+        return rows * tokens * 2 * self.lm.num_layers * self.lm.kv_width * (2 if self.half else 4)
+
+    def decoded(self, prefixes: Count, before: Count, repeats: int, longest: Count, at_once: int) -> Count:
+        """Keys and values while texts are decoded, `repeats` behind each of the prefixes of a problem, `at_once` of the
+        batch's at a time (0: all): those of the prefixes, and of the texts with what stands before them, one layer's
+        twice, for they are copied when they grow.
+        """
+        rows = prefixes * self.loop.batch_size
+        texts = min(at_once or rows * repeats, rows * repeats)
+        return self.cached(rows, before) + self.cached(texts, before + longest) * (1 + 1 / self.lm.num_layers)
 
     def head(self, tokens: Count, frozen: bool = False) -> Saved:
         """Of the LM head on `tokens` positions, and of their log-probabilities."""
@@ -263,6 +280,7 @@ class Stages:
         latents, texts = policy.num_latents, policy.num_latents * policy.texts_per_latent
         steps = policy.replay_steps or max(1, policy.num_steps - 1)
         copies, at_once = latents * steps, policy.replay_copies
+        longest, repeats = self.pipeline.reasoner.max_answer_tokens, policy.texts_per_latent
         saved = passes.body(1, size.question)
         for start in self.starts if policy.alpha > 0 else ():
             if at_once and copies * passes.loop.micro_batch_size > at_once:
@@ -272,17 +290,18 @@ class Stages:
         for start in self.starts if policy.alpha < 1 else self.starts[:-1]:  # the last one is read for texts only
             saved += passes.body(latents, self.block, start)
         if policy.alpha < 1:
-            longest = self.pipeline.reasoner.max_answer_tokens
             saved += passes.body(latents, 1, self.end)
             saved += passes.texts(texts, longest, self.end + 1, policy.replay_texts)
         drawn = latents * size.blocks * (steps + policy.num_steps) * self.copy
-        return Need(p * (3 + bool(policy.beta)), p, saved, drawn + texts * size.answer)
+        sampled = passes.decoded(latents, self.end + 1, repeats, longest, policy.rollout_texts)
+        return Need(p * (3 + bool(policy.beta)), p, saved, drawn + texts * size.answer, sampled=sampled)
 
     def grpo(self) -> Need:
         size, p, policy, passes = self.size, self.lm.num_parameters, self.pipeline.grpo.policy, self.passes("grpo")
         texts, longest = policy.num_generations, policy.max_completion_length
         saved = passes.body(1, size.question) + passes.texts(texts, longest, size.question, policy.replay_texts)
-        return Need(p * (1 + bool(policy.beta)), p, saved, 2 * texts * size.target)
+        sampled = passes.decoded(1, size.question, texts, longest, policy.rollout_texts)
+        return Need(p * (1 + bool(policy.beta)), p, saved, 2 * texts * size.target, sampled=sampled)
 
     def dlr_warmup(self) -> Need:
         size, helper, main = self.size, self.passes("dlr_warmup", self.helper), self.of_main("dlr_warmup")
@@ -308,13 +327,17 @@ class Stages:
         saved = helper.body(1, asked)
         for replay in replays:
             saved += replay.recomputed() if in_pieces else replay
+        longest = self.pipeline.dlr_warmup.assistant.max_answer_tokens
         if policy.text_weight:
-            longest = self.pipeline.dlr_warmup.assistant.max_answer_tokens
             saved += main.body(decoded, latents + 1, size.question, frozen=True)
             saved += main.text(decoded, longest, size.question + latents + 1, frozen=True)
         p, frozen = self.helper.num_parameters, self.main.num_parameters
         tokens = 3 * drawn * latents + decoded * (size.target + latents)
-        return Need(frozen + p * (1 + bool(policy.beta)), p, saved, tokens, frozen * self.main_is_half)
+        sampled = max(
+            helper.cached(drawn * helper.loop.batch_size, asked + latents - 1),
+            main.decoded(decoded, size.question + latents + 1, 1, longest, policy.rollout_texts),
+        )
+        return Need(frozen + p * (1 + bool(policy.beta)), p, saved, tokens, frozen * self.main_is_half, sampled)
 
 
 def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
@@ -331,11 +354,11 @@ def estimates(pipeline: Pipeline, size: Lengths | None) -> dict[str, Estimate]:
         checkpoint, latents = 4 * need.trainable * (3 + averaged), stages.latents() * (stage == "reasoner")
         disk = 4 * written[stage] + checkpoint + latents, (loop.keep_checkpoints + 1) * checkpoint + latents
         if size is None:
-            return Estimate(need.loaded, need.trainable, state, None, None, *disk)
+            return Estimate(need.loaded, need.trainable, state, None, None, None, *disk)
         activations = need.saved.kept + need.saved.again
         if loop.precision == "bf16":
             activations += 2 * need.trainable  # copies of weights that autocast keeps
         tokens = int(need.tokens * loop.batch_size)
-        return Estimate(need.loaded, need.trainable, state, int(activations), tokens, *disk)
+        return Estimate(need.loaded, need.trainable, state, int(activations), int(need.sampled), tokens, *disk)
 
     return {stage: estimate(stage, getattr(stages, stage.replace("-", "_"))()) for stage in written}

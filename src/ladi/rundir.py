@@ -97,6 +97,7 @@ FREE_FIELDS = (
     "loop.keep_checkpoints",
     "loop.trackers",
     "loop.gradient_checkpointing",
+    "policy.rollout_texts",
     "policy.replay_copies",
     "policy.replay_texts",
     "policy.replay_trajectories",

@@ -12,9 +12,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from ladi.draws import Streams
 from ladi.models.assistant import weights_hash
 from ladi.models.backbone import Backbone, BackboneConfig, character_tokenizer
-from ladi.models.decoding import append, continue_ids, continue_text, expand, open_question, sample_tokens
+from ladi.models.decoding import append, continue_ids, continue_text, expand, given_away, open_question, sample_tokens
 from tests.conftest import ALPHABET
 
 
@@ -97,6 +98,34 @@ def test_entropies_of_drawn_tokens_are_those_of_one_pass_over_the_whole_text(bac
     expected = torch.distributions.Categorical(logits=logits / 1.5).entropy()
     torch.testing.assert_close(out.entropies[out.valid], expected[out.valid], rtol=0, atol=1e-4)
     assert continue_ids(backbone, prefix, 12).entropies.abs().max() == 0  # greedy
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("at_once", [1, 7, 80, 1000])
+def test_texts_do_not_depend_on_how_many_are_decoded_at_once(backbone, temperature, at_once):
+    prefix = open_question(backbone, ["1,2:3", "44-19"], backbone.soa)
+    whole = continue_ids(backbone, expand(prefix, 40), 12, temperature, Streams.of(0, [3, 4]))
+    pieces = continue_ids(backbone, prefix, 12, temperature, Streams.of(0, [3, 4]), repeats=40, at_once=at_once)
+    for name in ("ids", "valid", "finished"):
+        assert torch.equal(getattr(pieces, name), getattr(whole, name))
+    torch.testing.assert_close(pieces.entropies, whole.entropies, rtol=0, atol=1e-5)
+    assert pieces.tokens_processed <= whole.tokens_processed  # each piece drops its own ended rows
+
+
+@torch.no_grad()
+def test_a_list_of_keys_and_values_is_given_away_and_a_tuple_is_kept(backbone):
+    prefix = open_question(backbone, ["1,2:3"], backbone.soa)
+    kept = [(k.clone(), v.clone()) for k, v in prefix.past]
+    embeds, ones = backbone.embed(torch.tensor([[backbone.eos]])), torch.tensor([[True]])
+    after_tuple, given = append(backbone, prefix, embeds, ones)[0], given_away(prefix)
+    after_list = append(backbone, given, embeds, ones)[0]
+    assert torch.equal(after_list.hidden, after_tuple.hidden)
+    assert all(
+        torch.equal(k, old_k) and torch.equal(v, old_v)
+        for (k, v), (old_k, old_v) in zip(prefix.past, kept, strict=True)
+    )
+    assert sum(k.numel() + v.numel() for k, v in given.past) == 0
 
 
 def test_characters_survive_the_round_trip():

@@ -13,7 +13,7 @@ from ladi.devices import default_device
 from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone, Dtype
-from ladi.models.decoding import continue_text, expand, open_question
+from ladi.models.decoding import continue_text, open_question
 from ladi.models.generation import SampleConfig, answer, generate_latents
 from ladi.models.reasoner import LatentReasoner
 from ladi.tasks.blocks import before_block
@@ -57,7 +57,7 @@ def sample_ar(
 ) -> tuple[list[list[str]], int]:
     """Texts of a token-level model, `num_samples` for each question, and tokens processed."""
     prefix = open_question(backbone, questions, backbone.soa)
-    texts, decoded = continue_text(backbone, expand(prefix, num_samples), max_new_tokens, temperature, generator)
+    texts, decoded = continue_text(backbone, prefix, max_new_tokens, temperature, generator, num_samples)
     grouped = [texts[i * num_samples : (i + 1) * num_samples] for i in range(len(questions))]
     return grouped, decoded + prefix.valid.numel()
 

@@ -198,11 +198,15 @@ class LatentAssistant(nn.Module):
         temperature: float = 0.0,
         generator: Source | None = None,
         texts_per_latent: int = 1,
+        at_once: int = 0,
     ) -> tuple[Continuation, MainCost]:
-        """Texts of the main model after each trajectory (or those named in `rows`), and what they cost."""
+        """Texts of the main model after each trajectory (or those named in `rows`), and what they cost.
+
+        `at_once` as in `continue_ids`.
+        """
         prefix, cost = self.main_prefix(questions, latents, rows)
-        prefix = expand(prefix, texts_per_latent)
-        out = continue_ids(self.main, prefix, self.config.max_answer_tokens, temperature, generator)
+        length = self.config.max_answer_tokens
+        out = continue_ids(self.main, prefix, length, temperature, generator, repeats=texts_per_latent, at_once=at_once)
         return out, cost + MainCost(out.tokens_processed, out.tokens_processed)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ SPECIAL_TOKENS = {"bot": "<bot>", "eot": "<eot>", "soa": "<soa>"}
 
 transformers_logging.disable_progress_bar()  # a bar for every file of a small model drowns our own
 
-KeyValues = tuple[tuple[Tensor, Tensor], ...]  # one (keys, values) a layer, each (B, heads, S, head_dim)
+KeyValues = Sequence[tuple[Tensor, Tensor]]  # one (keys, values) a layer, each (B, heads, S, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,10 @@ def lm_shape(config: BackboneConfig, vocab_size: int) -> LmShape:
     )
 
 
+GONE = (torch.empty(0), torch.empty(0))
+"""Keys and values that were given away."""
+
+
 class Cache(DynamicCache):
     """Keys and values of a pass: `past` and what the pass appends to it, in `now`.
 
@@ -201,6 +205,8 @@ class Cache(DynamicCache):
         keys, values = key_states.contiguous(), value_states.contiguous()
         if self.past is not None:
             past_keys, past_values = self.past[layer_idx]
+            if isinstance(self.past, list):
+                self.past[layer_idx] = GONE
             keys, values = torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
         self.now.setdefault(layer_idx, (keys, values))
         return keys, values
@@ -371,7 +377,8 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "B T C"], KeyValues]:
         """Last hidden states (after the final norm) of T tokens, and the keys and values of all L = S + T so far.
 
-        `past` holds the S tokens before; it is not changed.
+        `past` holds the S tokens before. A tuple is not changed; of a list each layer's are dropped once the layer has
+        copied them, so that memory holds them once (no gradient can be taken through those).
         """
         cache = Cache(past)
         out = self.decoder(

@@ -1,9 +1,10 @@
 """Autoregressive decoding of text after a cached prefix: the text policy, shared by SFT models, VAE and reasoner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, uniform
@@ -93,10 +94,15 @@ def continue_ids(
     max_new_tokens: int,
     temperature: float = 0.0,
     generator: Source | None = None,
+    *,
+    repeats: int = 1,
+    at_once: int = 0,
 ) -> Continuation:
-    """Tokens decoded after `prefix` until `<eos>` or `max_new_tokens`.
+    """`repeats` texts after each row of `prefix`, neighbours together, decoded until `<eos>` or `max_new_tokens`.
 
-    `prefix.hidden` must be the state that predicts the first token. Rows that ended are dropped from the batch.
+    `prefix.hidden` must be the state that predicts the first token. With `at_once` > 0 no more texts than that are
+    decoded at a time, which bounds the memory of their keys and values; random numbers do not depend on it. Rows that
+    ended are dropped from the batch.
 
     Raises:
         ValueError: if prefix and tokens may need more positions than the model has.
@@ -108,14 +114,44 @@ def continue_ids(
             f"{backbone.max_positions} positions; allow fewer new tokens, leave long questions out, or take a model "
             "with more (of a new one: backbone.max_positions)"
         )
-    batch = len(prefix.valid)
-    ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
-    entropies = torch.zeros(ids.shape, device=ids.device)
-    rows, processed = torch.arange(batch, device=prefix.valid.device), 0
+    num_texts = len(prefix.valid) * repeats
     u = None
     if temperature > 0:
         assert generator is not None, "a temperature above 0 needs randomness"
-        u = uniform((batch, max_new_tokens), generator).to(ids.device)
+        u = uniform((num_texts, max_new_tokens), generator).to(prefix.valid.device)
+    texts = torch.arange(num_texts, device=prefix.valid.device)
+    pieces = [
+        _continued(backbone, prefix, rows // repeats, max_new_tokens, temperature, None if u is None else u[rows])
+        for rows in texts.split(at_once or num_texts)
+    ]
+    length = max(piece.ids.shape[1] for piece in pieces)
+
+    def together(name: str, padding: int | float) -> Tensor:
+        rows = [getattr(piece, name) for piece in pieces]
+        return torch.cat([nn.functional.pad(x, (0, length - x.shape[1]), value=padding) for x in rows])
+
+    return Continuation(
+        ids=together("ids", backbone.eos),
+        valid=together("valid", False),
+        finished=torch.cat([piece.finished for piece in pieces]),
+        entropies=together("entropies", 0.0),
+        tokens_processed=sum(piece.tokens_processed for piece in pieces),
+    )
+
+
+def _continued(
+    backbone: Backbone,
+    prefix: Prefix,
+    chosen: Int[Tensor, " B"],
+    max_new_tokens: int,
+    temperature: float,
+    u: Float[Tensor, "B T"] | None,
+) -> Continuation:
+    """One text after each of the `chosen` rows of `prefix`."""
+    batch, prefix = len(chosen), given_away(select_rows(prefix, chosen))
+    ids = torch.full((batch, max_new_tokens), backbone.eos, device=prefix.valid.device)
+    entropies = torch.zeros(ids.shape, device=ids.device)
+    rows, processed = torch.arange(batch, device=prefix.valid.device), 0
     alive = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
         token, entropy = sample_tokens(backbone.logits(prefix.hidden), temperature, None if u is None else u[rows, i])
@@ -127,12 +163,8 @@ def continue_ids(
             prefix = select_rows(prefix, alive.nonzero().squeeze(1))
             rows, token, alive = rows[alive], token[alive], alive[alive]
         processed += len(token)
-        prefix, _ = append(
-            backbone,
-            prefix,
-            backbone.embed(token[:, None]),
-            torch.ones_like(token, dtype=torch.bool)[:, None],
-        )
+        ones = torch.ones_like(token, dtype=torch.bool)
+        prefix = given_away(append(backbone, prefix, backbone.embed(token[:, None]), ones[:, None])[0])
     is_eos = ids == backbone.eos
     valid = (is_eos.long().cumsum(1) - is_eos.long()) == 0
     # A row that was cut may only look as if it had ended: its last token was drawn, the padding after it was not.
@@ -148,10 +180,16 @@ def continue_text(
     max_new_tokens: int,
     temperature: float = 0.0,
     generator: Source | None = None,
+    repeats: int = 1,
 ) -> tuple[list[str], int]:
     """As `continue_ids`, but the texts, and the number of tokens the model processed."""
-    out = continue_ids(backbone, prefix, max_new_tokens, temperature, generator)
+    out = continue_ids(backbone, prefix, max_new_tokens, temperature, generator, repeats=repeats)
     return backbone.detokenize(out.ids), out.tokens_processed
+
+
+def given_away(prefix: Prefix) -> Prefix:
+    """The prefix, but `append` may drop its keys and values layer by layer: memory holds one generation of them."""
+    return replace(prefix, past=list(prefix.past))
 
 
 def select_rows(prefix: Prefix, rows: Int[Tensor, " A"]) -> Prefix:

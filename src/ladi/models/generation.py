@@ -227,8 +227,8 @@ def answer(
     """
     batch, group = latents.shape[0], latents.shape[1] * texts_per_latent
     prefix, processed = finished_prefix(reasoner, questions, latents, num_blocks)
-    prefix = expand(prefix, texts_per_latent)
-    texts, decoded = continue_text(reasoner.backbone, prefix, reasoner.config.max_answer_tokens, temperature, generator)
+    length = reasoner.config.max_answer_tokens
+    texts, decoded = continue_text(reasoner.backbone, prefix, length, temperature, generator, texts_per_latent)
     return [texts[i * group : (i + 1) * group] for i in range(batch)], processed + decoded
 
 

@@ -95,6 +95,8 @@ class PolicyConfig:
     """Leave texts that were cut at the length limit out of the token surrogate."""
     num_iterations: int = 1
     """Optimizer steps per rollout."""
+    rollout_texts: int = 0
+    """Texts decoded at a time in a rollout, which bounds the memory of their keys and values; 0 means all."""
     replay_trajectories: int = 0
     """Trajectories per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
     log_prob_reduction: Reduction = "sum"
@@ -117,8 +119,10 @@ class PolicyConfig:
             raise ValueError("texts are trained by sampling: text_weight above 0 needs temperature > 0")
         if min(self.beta, self.gamma, self.value_weight, self.text_weight, self.format_weight, self.temperature) < 0:
             raise ValueError("weights and temperature must not be negative")
-        if self.contrastive_temperature <= 0 or self.num_iterations < 1 or self.replay_trajectories < 0:
-            raise ValueError("need contrastive_temperature > 0, num_iterations >= 1 and replay_trajectories >= 0")
+        if self.contrastive_temperature <= 0 or self.num_iterations < 1:
+            raise ValueError("need contrastive_temperature > 0 and num_iterations >= 1")
+        if min(self.rollout_texts, self.replay_trajectories) < 0:
+            raise ValueError("rollout_texts and replay_trajectories must not be negative; 0 means all at once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +239,18 @@ def total_rewards(texts: Texts, words: Sequence[str], policy: PolicyConfig, are_
     return rewards + policy.format_weight * signed(formed)
 
 
+def draw_trajectories(
+    assistant: LatentAssistant, questions: Sequence[str], num_generations: int, source: Source
+) -> tuple[Float[Tensor, "P G T D"], Float[Tensor, "P G T D"], Float[Tensor, "P G"]]:
+    """Noise, the latents that the policy makes of it, and what the value head expects of each trajectory."""
+    shape = (len(questions), num_generations, assistant.config.num_latents, assistant.config.latent_width)
+    noise = normal(shape, source).to(assistant.main.device)
+    prefix = expand(assistant.policy.open(questions), num_generations)
+    latents = assistant.policy.sample(prefix, noise.flatten(0, 1))
+    values = assistant.value(prefix.hidden, latents)
+    return noise, latents.view(shape), values.view(shape[:2])
+
+
 @torch.no_grad()
 def sample_rollout(
     assistant: LatentAssistant,
@@ -245,17 +261,15 @@ def sample_rollout(
     total: Total = alone,
 ) -> Rollout:
     """Draw G trajectories for each problem, decode and judge K of them, by the present weights."""
-    policy, shape = config.policy, assistant.config
+    policy = config.policy
     questions = [problem.question for problem in problems]
-    size = (len(problems), policy.num_generations, shape.num_latents, shape.latent_width)
-    noise = normal(size, child(source, LATENTS)).to(assistant.main.device)
-    prefix = expand(assistant.policy.open(questions), policy.num_generations)
-    latents = assistant.policy.sample(prefix, noise.flatten(0, 1)).view(size)
-    values = assistant.value(prefix.hidden, latents.flatten(0, 1)).view(size[:2])
+    noise, latents, values = draw_trajectories(assistant, questions, policy.num_generations, child(source, LATENTS))
     decoded = choose(policy.filter, values, policy.num_decoded, child(source, FILTER))
     first = torch.arange(len(problems), device=decoded.device)[:, None] * policy.num_generations
     rows = (first + decoded).flatten()
-    sampled, cost = assistant.decode(questions, latents, rows, policy.temperature, child(source, TEXTS))
+    sampled, cost = assistant.decode(
+        questions, latents, rows, policy.temperature, child(source, TEXTS), 1, policy.rollout_texts
+    )
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
     judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))
     old_text, scoring = None, MainCost()

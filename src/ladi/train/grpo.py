@@ -9,7 +9,7 @@ import torch
 from ladi.arrays import Float, Tensor
 from ladi.draws import Source
 from ladi.models.backbone import Backbone
-from ladi.models.decoding import continue_ids, expand, open_question
+from ladi.models.decoding import continue_ids, open_question
 from ladi.rl.objective import (
     Normaliser,
     RewardScale,
@@ -52,6 +52,8 @@ class PolicyConfig:
     num_iterations: int = 1
     """Optimizer steps per rollout."""
     mask_truncated_completions: bool = False
+    rollout_texts: int = 0
+    """Texts decoded at a time in a rollout, which bounds the memory of their keys and values; 0 means all."""
     replay_texts: int = 0
     """Texts per pass of a replay, recomputed in the backward pass to save memory; 0 means all at once, kept."""
 
@@ -60,8 +62,14 @@ class PolicyConfig:
             raise ValueError(f"a text is compared with its group: num_generations must be >= 2: {self.num_generations}")
         if self.temperature <= 0:
             raise ValueError(f"texts are trained by sampling: temperature must be positive, got {self.temperature}")
-        if self.num_iterations < 1 or min(self.beta, self.replay_texts) < 0 or self.max_completion_length < 1:
-            raise ValueError("need num_iterations >= 1, beta >= 0, replay_texts >= 0 and max_completion_length >= 1")
+        if (
+            self.num_iterations < 1
+            or min(self.beta, self.rollout_texts, self.replay_texts) < 0
+            or self.max_completion_length < 1
+        ):
+            raise ValueError(
+                "need num_iterations >= 1, beta, rollout_texts and replay_texts >= 0, and max_completion_length >= 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +126,15 @@ def sample_rollout(
     questions = [problem.question for problem in problems]
     with torch.no_grad():
         prefix = open_question(backbone, questions, backbone.soa)
-        expanded = expand(prefix, policy.num_generations)
-        sampled = continue_ids(backbone, expanded, policy.max_completion_length, policy.temperature, source)
+        sampled = continue_ids(
+            backbone,
+            prefix,
+            policy.max_completion_length,
+            policy.temperature,
+            source,
+            repeats=policy.num_generations,
+            at_once=policy.rollout_texts,
+        )
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
         old = None
         if policy.num_iterations > 1:

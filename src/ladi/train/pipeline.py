@@ -169,6 +169,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             policy=grpo.PolicyConfig(
                 num_generations=num_generations,
                 max_completion_length=longest,
+                rollout_texts=sizes.policy.rollout_texts,
                 replay_texts=sizes.policy.replay_texts,
             ),
             loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.grpo_lr)),
@@ -198,5 +199,6 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             max_text_tokens=max(128, longest),
             sample=SampleConfig(),
             latent_use_samples=8,
+            rows_at_once=sizes.policy.rollout_texts or EvalConfig.rows_at_once,
         ),
     )

@@ -65,6 +65,7 @@ LADIR_8B = Sizes(
         num_steps=10,
         alpha=0.9,
         guidance=0.8 * 10,  # the paper's 0.8 is added once a step, ours is a rate over the time of all ten
+        rollout_texts=80,
         replay_copies=16,
         replay_texts=4,
     ),
@@ -94,7 +95,9 @@ LADIR_600M = replace(
     rollout_lr=1e-5,
     rl_questions=32,
     rl_micro_batch_size=2,
-    policy=PolicyConfig(num_latents=16, texts_per_latent=2, num_steps=10, replay_copies=64, replay_texts=16),
+    policy=PolicyConfig(
+        num_latents=16, texts_per_latent=2, num_steps=10, rollout_texts=512, replay_copies=64, replay_texts=16
+    ),
 )
 """LaDiR on GSM8K with Qwen3-0.6B."""
 
@@ -198,6 +201,7 @@ def dlr_paper(root: Path = Path("runs/dlr_paper"), seed: int = 0) -> Pipeline:
             contrast="projected",
             format="tags",
             format_weight=0.5,
+            rollout_texts=48,
             replay_trajectories=16,
         ),
         dlr_lr=3e-5,

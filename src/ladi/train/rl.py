@@ -68,6 +68,8 @@ class PolicyConfig:
     """a: noise of the SDE."""
     sde_window: tuple[int, int] | None = None
     """(first, last + 1): only these denoising steps are stochastic and trained; None means all but the last."""
+    rollout_texts: int = 0
+    """Texts decoded at a time in a rollout, which bounds the memory of their keys and values; 0 means all."""
     replay_steps: int = 0
     """Stochastic steps, drawn anew for each update, that the latent loss replays; 0 means all."""
     replay_copies: int = 0
@@ -121,11 +123,10 @@ class PolicyConfig:
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
-        if self.num_iterations < 1 or min(self.replay_steps, self.replay_copies, self.replay_texts, self.beta) < 0:
-            raise ValueError(
-                "need num_iterations >= 1, and replay_steps, replay_copies, replay_texts and beta >= 0, got "
-                f"{self.num_iterations}, {self.replay_steps}, {self.replay_copies}, {self.replay_texts} and {self.beta}"
-            )
+        not_negative = ("rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
+        if self.num_iterations < 1 or min(getattr(self, name) for name in not_negative) < 0:
+            given = ", ".join(f"{name} {getattr(self, name)}" for name in ("num_iterations", *not_negative))
+            raise ValueError(f"need num_iterations >= 1 and {', '.join(not_negative)} >= 0, got {given}")
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
             if available == 0:
@@ -233,9 +234,15 @@ def sample_rollout(
     with torch.no_grad():
         paths = generate_latents(reasoner, questions, policy.num_latents, policy.sampler(), child(source, LATENTS))
         prefix, _ = finished_prefix(reasoner, questions, paths.latents, paths.num_blocks)
-        expanded = expand(prefix, policy.texts_per_latent)
-        length = reasoner.config.max_answer_tokens
-        sampled = continue_ids(reasoner.backbone, expanded, length, policy.temperature, child(source, TEXTS))
+        sampled = continue_ids(
+            reasoner.backbone,
+            prefix,
+            reasoner.config.max_answer_tokens,
+            policy.temperature,
+            child(source, TEXTS),
+            repeats=policy.texts_per_latent,
+            at_once=policy.rollout_texts,
+        )
         shape = (policy.num_latents, policy.texts_per_latent)
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
         old = None
