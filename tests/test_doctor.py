@@ -26,7 +26,9 @@ from ladi.models.vae import ThoughtVAE
 from ladi.progress import short
 from ladi.tasks.sandbox import Sandbox
 from ladi.train import dlr, dlr_warmup, grpo, loop, reasoner, rl, rollout, sft
+from ladi.train.checkpoint import State
 from ladi.train.data import encode_blocks, tokenize_pairs
+from ladi.train.optim import ALIKE, OptimConfig
 from ladi.train.presets import PRESETS
 from ladi.train.rewards import Rewards
 
@@ -309,7 +311,7 @@ def test_activations_of_a_llama_too(preset):
 def test_the_state_is_what_a_checkpoint_and_the_gradients_hold(preset):
     found = estimated(preset)
     backbone = Backbone.from_config(preset.sft.backbone, alphabet(preset.sft.data.task))
-    state = loop.State(backbone, loop.OptimConfig(name="adamw"), loop.ALIKE)
+    state = State(backbone, OptimConfig(name="adamw"), ALIKE)
     gradients = sum(p.numel() * 4 for p in backbone.parameters())
     assert found["sft"].state == pytest.approx(state.num_bytes() + gradients, rel=1e-3)
     assert found["sft"].parameters == sum(p.numel() for p in backbone.parameters())

@@ -261,7 +261,7 @@ def time_sft_step(pipeline: Pipeline) -> float:
     from ladi.inference.text import alphabet, sft_target
     from ladi.models.backbone import Backbone
     from ladi.train.data import tokenize_pairs
-    from ladi.train.loop import ALIKE, make_optimizers
+    from ladi.train.optim import ALIKE, make_optimizers
 
     config = pipeline.sft
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))

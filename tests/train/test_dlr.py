@@ -18,7 +18,8 @@ from ladi.rundir import latest_checkpoint
 from ladi.tasks.countdown import Countdown
 from ladi.train import dlr, dlr_warmup
 from ladi.train.data import DataConfig
-from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.loop import LoopConfig
+from ladi.train.optim import OptimConfig
 from ladi.train.rewards import RewardConfig, Rewards
 from tests.conftest import tiny_backbone
 

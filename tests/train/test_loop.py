@@ -15,7 +15,9 @@ from torch import nn
 
 from ladi.rundir import checkpoint_dir, latest_checkpoint, read_metrics
 from ladi.train import loop
-from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.checkpoint import State
+from ladi.train.loop import LoopConfig
+from ladi.train.optim import ALIKE, OptimConfig, learning_rate
 
 SCRIPT = """
 import sys, time
@@ -199,7 +201,7 @@ def test_the_average_is_that_of_its_closed_form(tmp_path):
 
 def test_the_learning_rate_warms_up_and_decays_to_its_fraction():
     optim = OptimConfig(lr=1.0, warmup_steps=10, final_lr_fraction=0.1)
-    rates = [loop.learning_rate(optim, step, 100) for step in range(100)]
+    rates = [learning_rate(optim, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1
     assert rates[-1] == pytest.approx(0.1)
@@ -247,7 +249,7 @@ def test_a_checkpoint_is_as_large_as_is_said_with_an_average_or_without(tmp_path
     optim = OptimConfig(lr=0.01, warmup_steps=2, ema_decay=decay)
     run(config(optim=optim), tmp_path)
     tensors = [t for file in last_tensors(tmp_path).values() for t in file.values() if t.ndim]  # numbers do not count
-    assert sum(t.nbytes for t in tensors) == loop.State(Net(), optim, loop.ALIKE).num_bytes()
+    assert sum(t.nbytes for t in tensors) == State(Net(), optim, ALIKE).num_bytes()
 
 
 def test_too_little_disk_is_said_before_training(tmp_path, monkeypatch):

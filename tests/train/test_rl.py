@@ -28,7 +28,8 @@ from ladi.tasks.math_pool import DIED
 from ladi.train import grpo, rl
 from ladi.train import rewards as rewards_module
 from ladi.train.data import DataConfig
-from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.loop import LoopConfig
+from ladi.train.optim import OptimConfig
 from ladi.train.policy import Texts, score, text_statistics
 from ladi.train.rewards import RewardConfig, RewardError, Rewards
 from tests.conftest import stop_every_third, tiny_backbone

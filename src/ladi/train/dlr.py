@@ -40,6 +40,7 @@ from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
+from ladi.train.optim import Treatment
 from ladi.train.policy import (
     Texts,
     optimise,
@@ -444,11 +445,11 @@ def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
     return value, stats, cost + replay_cost(ids)
 
 
-def treatment(config: Config) -> loop.Treatment:
+def treatment(config: Config) -> Treatment:
     """The paper's learning rates by part; only the projection's gradient is clipped."""
     lr = config.loop.optim.lr
     scales = {"projection.": config.projection_lr / lr, "value.": config.value_lr / lr}
-    return loop.Treatment(
+    return Treatment(
         lr_scale=lambda name: next((scale for part, scale in scales.items() if name.startswith(part)), 1.0),
         is_clipped=lambda name: name.startswith("projection."),
     )

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,10 +30,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from ladi.arrays import Tensor
 from ladi.models.backbone import Backbone
@@ -41,42 +39,18 @@ from ladi.rundir import (
     append_metrics,
     atomic_dir,
     check_disk_space,
-    checkpoint_dir,
     latest_checkpoint,
     prune_checkpoints,
-    seal_checkpoint,
-    sealed_step,
     truncate_metrics,
 )
 from ladi.train import sharding
+from ladi.train.checkpoint import State
+from ladi.train.optim import ALIKE, OptimConfig, Treatment, ema_decay, gradient_norm, learning_rate
 
 BatchAt = Callable[[int, int, int], Any]
 """batch_at(step, start, stop): examples [start, stop) of the step's batch; a pure function."""
 Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 OnLog = Callable[[int, dict[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW or Muon with warm-up, cosine decay, clipping and an average of the weights."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """`muon`: the matrices of the transformer's layers are updated by Muon, with steps as long as AdamW's at the same
-    `lr` (arXiv:2502.16982); everything else by AdamW."""
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    """Of matrices; vectors are not decayed."""
-    warmup_steps: int = 100
-    final_lr_fraction: float = 0.05
-    """The learning rate at the last step, as a share of `lr`."""
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    """Of the average that is sampled from and saved; 0 keeps the last weights instead."""
-
-    def __post_init__(self):
-        if self.lr <= 0 or not 0 <= self.ema_decay < 1:
-            raise ValueError(f"need lr > 0 and 0 <= ema_decay < 1, got {self.lr} and {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,20 +148,6 @@ def step_generator(seed: int, step: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_000_033 + index)
 
 
-def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """lr at a step (from 0): linear warm-up to `lr`, then a cosine to `final_lr_fraction` of it at the last step."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return optim.lr * (optim.final_lr_fraction + (1 - optim.final_lr_fraction) * cosine)
-
-
-def ema_decay(optim: OptimConfig, step: int) -> float:
-    """Decay of the average at a step: short at first, so that the initial weights are soon forgotten."""
-    return min(optim.ema_decay, (1 + step) / (10 + step))
-
-
 class LossModule(nn.Module):
     """Puts the loss inside a forward pass, which is where data-parallel wrappers hook in."""
 
@@ -197,131 +157,6 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return self.loss(self.model, batch, generator)
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """How some parameters differ from the rest, by their names."""
-
-    lr_scale: Callable[[str], float] = lambda name: 1.0
-    """Multiplies the learning rate."""
-    is_clipped: Callable[[str], bool] = lambda name: True
-    """Whether the parameter takes part in gradient clipping (its norm, and the scaling)."""
-
-
-ALIKE = Treatment()
-"""All parameters at the same rate, all clipped."""
-
-
-def make_optimizers(
-    trainable: dict[str, nn.Parameter], optim: OptimConfig, treatment: Treatment
-) -> list[torch.optim.Optimizer]:
-    """AdamW, and with it Muon for the matrices of the transformer's layers if that is chosen.
-
-    Every group carries its `scale`, which the loop multiplies the learning rate by.
-    """
-    groups: dict[tuple[bool, bool, float, bool], dict[str, Any]] = {}
-    for name, parameter in trainable.items():
-        is_matrix, scale = parameter.ndim >= 2, treatment.lr_scale(name)
-        is_hidden = optim.name == "muon" and ".layers." in name and parameter.ndim == 2
-        decay = optim.weight_decay if is_matrix else 0.0
-        key = (is_hidden, is_matrix, scale, isinstance(parameter, DTensor))
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": scale})
-        group["params"].append(parameter)
-    by_adamw = [group for (is_hidden, *_), group in groups.items() if not is_hidden]
-    by_muon = [group for (is_hidden, *_), group in groups.items() if is_hidden]
-    optimizers: list[torch.optim.Optimizer] = []
-    if by_adamw:
-        optimizers.append(torch.optim.AdamW(by_adamw, lr=optim.lr, betas=optim.betas))
-    if by_muon:
-        optimizers.append(torch.optim.Muon(by_muon, lr=optim.lr, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
-
-
-def owner(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> torch.optim.Optimizer:
-    """The optimizer that updates `parameter`."""
-    return next(o for o in optimizers if any(parameter is p for group in o.param_groups for p in group["params"]))
-
-
-class State:
-    """What a checkpoint holds: trainable weights and buffers, their average, the optimizer's moments, the step.
-
-    Of a sharded model each process keeps its shards; checkpoints hold whole tensors either way.
-    """
-
-    def __init__(self, model: nn.Module, optim: OptimConfig, treatment: Treatment):
-        self.model = model
-        self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.ema = {n: p.detach().clone() for n, p in self.trainable.items()} if optim.ema_decay else {}
-        self.optimizers = make_optimizers(self.trainable, optim, treatment)
-        self.clipped = [p for n, p in self.trainable.items() if treatment.is_clipped(n)]
-        self.step = 0
-
-    def num_bytes(self) -> int:
-        """Size of one checkpoint: weights, their average where it is kept, and two moments."""
-        return (3 + bool(self.ema)) * sum(p.numel() * p.element_size() for p in self.trainable.values())
-
-    @torch.no_grad()
-    def save(self, run_dir: Path, keep: int, writes: bool = True) -> Path:
-        """Write the checkpoint of `self.step`, whole or not at all, and drop the oldest.
-
-        All processes call it, since whole tensors are gathered; one `writes`.
-        """
-        moments = {
-            f"{key}/{name}": value
-            for name, p in self.trainable.items()
-            for optimizer in self.optimizers
-            if p in optimizer.state
-            for key, value in optimizer.state[p].items()
-        }
-        files = {"model": {**self.trainable, **dict(self.model.named_buffers())}, "ema": self.ema, "optimizer": moments}
-        tensors: dict[str, dict[str, Tensor]] = {file: {} for file in files if file != "ema" or self.ema}
-        for file, content in files.items():
-            for name, tensor in content.items():
-                one = sharding.whole(tensor.detach())
-                if writes:
-                    tensors[file][name] = one.to("cpu", copy=True).contiguous()
-        final = checkpoint_dir(run_dir, self.step)
-        if writes:
-            with atomic_dir(final) as folder:
-                for file, content in tensors.items():
-                    save_file(content, folder / f"{file}.safetensors")
-                seal_checkpoint(folder, self.step)
-            prune_checkpoints(run_dir, keep)
-        return final
-
-    @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            ValueError: if it is damaged.
-        """
-        self.step = sealed_step(folder)
-        saved = load_file(folder / "model.safetensors")
-        for name, tensor in {**self.trainable, **dict(self.model.named_buffers())}.items():
-            tensor.copy_(sharding.share(saved[name], tensor))
-        if self.ema:
-            for name, tensor in load_file(folder / "ema.safetensors").items():
-                self.ema[name].copy_(sharding.share(tensor, self.ema[name]))
-        for key, tensor in load_file(folder / "optimizer.safetensors").items():
-            kind, name = key.split("/", 1)
-            parameter = self.trainable[name]
-            state = owner(self.optimizers, parameter).state
-            state[parameter][kind] = tensor if kind == "step" else sharding.share(tensor, parameter)
-
-    @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Move the average towards the weights."""
-        for name, average in self.ema.items():
-            average.lerp_(self.trainable[name], 1 - decay)
-
-    @torch.no_grad()
-    def finish(self) -> nn.Module:
-        """The model with the averaged weights, where they are kept."""
-        for name, average in self.ema.items():
-            self.trainable[name].copy_(average)
-        return self.model
 
 
 @contextmanager
@@ -554,13 +389,6 @@ def average_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.copy_(summed(accelerator, buffer) / accelerator.num_processes)
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all their gradients together."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = [sharding.whole(torch.nn.utils.get_total_norm(kind)) for kind in sharding.kinds(gradients)]
-    return norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from ladi.models.vae import ThoughtVAEConfig
 from ladi.tasks import TaskConfig
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.data import DataConfig
-from ladi.train.loop import LoopConfig, OptimConfig
+from ladi.train.loop import LoopConfig
+from ladi.train.optim import OptimConfig
 from ladi.train.reasoner import LossConfig
 from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig

@@ -21,6 +21,7 @@ from ladi.models.decoding import Continuation, Prefix, append, expand, select_ro
 from ladi.rl.objective import Normaliser, SurrogateConfig, Total, alone, surrogate, token_kl
 from ladi.tasks.base import Problem
 from ladi.train import loop
+from ladi.train.optim import ALIKE, Treatment
 from ladi.train.rewards import Rewards
 
 SHOWN = ("reward/mean", "rollout/pass@1", "rollout/distinct_correct", "text/entropy", "latent/spread")
@@ -209,7 +210,7 @@ def optimise(
     label: str,
     texts_per_question: int,
     on_log: loop.OnLog | None,
-    treatment: loop.Treatment = loop.ALIKE,
+    treatment: Treatment = ALIKE,
 ) -> Any:
     """`loop.run` over rollouts: `sample(problems, source, total)` makes one, `loss(model, slice)` judges a slice.
 
