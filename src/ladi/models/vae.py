@@ -43,7 +43,7 @@ class ThoughtVAEConfig:
     reads_context: bool = False
     """Encoder and decoder also read the question and the earlier blocks; the papers' read one block alone."""
     decoder: Literal["frozen", "lora", "full"] = "frozen"
-    """What of the decoder trains. The papers freeze it; a tiny LM trained from scratch needs `full`."""
+    """What of the decoder trains. The papers freeze it; a tiny LM trained from scratch reconstructs worse then."""
     lora_rank: int = 16
     beta: float = 1e-5
     """Weight of the KL term, summed over latents and channels, beside the cross-entropy summed over tokens."""
@@ -97,6 +97,23 @@ class LatentScale(NamedTuple):
     def restore(self, z: Float[Tensor, "*batch N D"]) -> Float[Tensor, "*batch N D"]:
         """Standardised latents -> raw latents."""
         return z * self.std.to(z.device) + self.mean.to(z.device)
+
+
+def read_posterior(
+    encoder: Backbone,
+    parts: Sequence[tuple[Int[Tensor, "B _"], Bool[Tensor, "B _"]]],
+    queries: Float[Tensor, "N C"],
+    to_posterior: nn.Module,
+) -> Posterior:
+    """Mean and log-variance (B, N, D) of latents from the last states of N learned `queries` behind texts, which come
+    in `parts` of token ids and which of them are real.
+    """
+    asking = queries.expand(len(parts[0][0]), -1, -1)
+    embeds = torch.cat([*(encoder.embed(ids) for ids, _ in parts), asking], dim=1)
+    valid = torch.cat([*(real for _, real in parts), parts[0][1].new_ones(asking.shape[:2])], dim=1)
+    _, hidden = append(encoder, None, embeds, valid)
+    mean, log_var = to_posterior(hidden[:, -len(queries) :]).float().chunk(2, dim=-1)
+    return Posterior(mean, log_var.clamp(-12, 4))
 
 
 @dataclass(frozen=True)
@@ -165,12 +182,8 @@ class ThoughtVAE(nn.Module):
 
     def encode(self, tokens: BlockTokens) -> Posterior:
         """Posterior of M blocks (`mean`, `log_var`: (M, N, D)) from their tokens."""
-        queries = self.queries.expand(len(tokens.ids), -1, -1)
-        embeds = torch.cat([self.encoder.embed(tokens.before_ids), self.encoder.embed(tokens.ids), queries], dim=1)
-        valid = torch.cat([tokens.before_valid, tokens.valid, tokens.valid.new_ones(queries.shape[:2])], dim=1)
-        _, hidden = append(self.encoder, None, embeds, valid)
-        mean, log_var = self.to_posterior(hidden[:, -self.config.num_latents :]).float().chunk(2, dim=-1)
-        return Posterior(mean, log_var.clamp(-12, 4))
+        parts = [(tokens.before_ids, tokens.before_valid), (tokens.ids, tokens.valid)]
+        return read_posterior(self.encoder, parts, self.queries, self.to_posterior)
 
     def decode_logits(self, z: Float[Tensor, "M N D"], tokens: BlockTokens) -> Float[Tensor, "M T V"]:
         """Teacher-forced logits of each token of the blocks' texts, given raw (not standardised) latents."""

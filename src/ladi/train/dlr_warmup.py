@@ -24,7 +24,7 @@ from ladi.losses import token_log_probs
 from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main
 from ladi.models.backbone import Backbone, BackboneConfig, Dtype
 from ladi.models.decoding import append
-from ladi.models.vae import Posterior
+from ladi.models.vae import Posterior, read_posterior
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import DataConfig, Tokens, tokenize_pairs
@@ -106,15 +106,8 @@ class WarmStart(nn.Module):
         Raises:
             ValueError: if a question, its solution and the latents have more tokens than the encoder has positions.
         """
-        (asked, asked_valid), (solved, solved_valid) = tokenize_pairs(
-            self.encoder, questions, solutions, self.assistant.config.num_latents
-        )
-        queries = self.queries.expand(len(asked), -1, -1)
-        embeds = torch.cat([self.encoder.embed(asked), self.encoder.embed(solved), queries], dim=1)
-        valid = torch.cat([asked_valid, solved_valid, solved_valid.new_ones(queries.shape[:2])], dim=1)
-        _, hidden = append(self.encoder, None, embeds, valid)
-        mean, log_var = self.to_posterior(hidden[:, -queries.shape[1] :]).float().chunk(2, dim=-1)
-        return Posterior(mean, log_var.clamp(-12, 4))
+        parts = tokenize_pairs(self.encoder, questions, solutions, len(self.queries))
+        return read_posterior(self.encoder, parts, self.queries, self.to_posterior)
 
 
 def solution_log_probs(
