@@ -223,7 +223,7 @@ def test_a_rollout_holds_its_keys_and_values_once(preset, stage, policy, monkeyp
     pipeline = of_few_problems(preset, **{stage: policy})
     draw = Measured(pipeline, count=lambda model, run: 0)
     getattr(draw, stage)()
-    assert estimated(pipeline)[stage].rollout == pytest.approx(measured[0], rel=0.15)
+    assert estimated(pipeline)[stage].sampling == pytest.approx(measured[0], rel=0.15)
 
 
 @pytest.mark.parametrize(

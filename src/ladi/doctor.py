@@ -141,20 +141,20 @@ def disk_line(found: dict[str, Estimate], free: int) -> str:
 
 def estimate_table(preset: str, found: dict[str, Estimate]) -> Table:
     """One row a stage."""
-    columns = ("stage", "params", "trained", "state", "activations", "rollout", "memory", "tokens")
+    columns = ("stage", "params", "trained", "state", "activations", "sampling", "memory", "tokens")
     table = Table(*columns, title=preset, box=box.SIMPLE_HEAD, padding=(0, 0))
     table.caption = (
         "params: of all models that are loaded; then GiB of a process: state: weights, gradients and optimizer; "
-        "activations: of a micro-batch; rollout: keys and values of its texts; memory: state and the larger of these "
-        "two; tokens: of an update, over all processes"
+        "activations: of a micro-batch; sampling: keys and values of a rollout's texts; memory: state and the larger "
+        "of these two; tokens: of an update, over all processes"
     )
     for stage, e in found.items():
         cells = [short(x) for x in (e.parameters, e.trainable)] + [f"{e.state / 2**30:.2f}"]
-        if e.activations is None or e.rollout is None or e.tokens_per_update is None:
+        if e.activations is None or e.sampling is None or e.tokens_per_update is None:
             cells += ["?"] * 4
         else:
-            memory = e.state + max(e.activations, e.rollout)
-            cells += [f"{x / 2**30:.2f}" for x in (e.activations, e.rollout, memory)]
+            memory = e.state + max(e.activations, e.sampling)
+            cells += [f"{x / 2**30:.2f}" for x in (e.activations, e.sampling, memory)]
             cells.append(f"{e.tokens_per_update:,}")
         table.add_row(stage, *cells)
     return table

@@ -33,8 +33,8 @@ class Estimate:
     """Weights of all models, gradients, moments and average of the trainable ones."""
     activations: int | None
     """None where the data could not be read; so too the next two."""
-    rollout: int | None
-    """Keys and values while a rollout is decoded; 0 in stages without one."""
+    sampling: int | None
+    """Keys and values of a rollout while its texts are sampled; 0 in stages without."""
     tokens_per_update: int | None
     disk: int
     """What stays of it when it is done: its model, the newest checkpoint, and of `reasoner` the cached latents."""

@@ -278,7 +278,7 @@ def test_the_decoded_share_is_that_of_a_run_that_decodes_all(assistant):
         ({"num_decoded": 1, "filter": "random"}, "2 <= num_decoded"),
         ({"num_decoded": 7}, "2 <= num_decoded"),
         ({"text_weight": 1.0}, "temperature > 0"),
-        ({"gamma": -1.0}, "must not be negative"),
+        ({"gamma": -1.0}, "gamma must be at least 0, got -1"),
         ({"train_main": True}, "text_weight"),
     ],
 )

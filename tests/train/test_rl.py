@@ -299,7 +299,8 @@ def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
         ({"replay_steps": 5}, "only 4 steps are stochastic"),
         ({"sde_window": (3, 9)}, "sde_window must satisfy"),
         ({"sde_window": (4, 5)}, "only the last of 5 steps"),
-        ({"num_iterations": 0}, "num_iterations >= 1"),
+        ({"num_iterations": 0}, "num_iterations must be at least 1, got 0"),
+        ({"rollout_texts": -2}, "rollout_texts must be at least 0, got -2"),
     ],
 )
 def test_contradictory_settings_are_refused_with_the_remedy(fields, match):

@@ -43,6 +43,7 @@ from ladi.train.data import DataConfig
 from ladi.train.optim import Treatment
 from ladi.train.policy import (
     Texts,
+    at_least,
     optimise,
     read_behind,
     reference_of,
@@ -118,12 +119,11 @@ class PolicyConfig:
             )
         if self.text_weight > 0 and self.temperature == 0:
             raise ValueError("texts are trained by sampling: text_weight above 0 needs temperature > 0")
-        if min(self.beta, self.gamma, self.value_weight, self.text_weight, self.format_weight, self.temperature) < 0:
-            raise ValueError("weights and temperature must not be negative")
-        if self.contrastive_temperature <= 0 or self.num_iterations < 1:
-            raise ValueError("need contrastive_temperature > 0 and num_iterations >= 1")
-        if min(self.rollout_texts, self.replay_trajectories) < 0:
-            raise ValueError("rollout_texts and replay_trajectories must not be negative; 0 means all at once")
+        at_least(0, self, "beta", "gamma", "value_weight", "text_weight", "format_weight", "temperature")
+        at_least(0, self, "rollout_texts", "replay_trajectories")
+        at_least(1, self, "num_iterations")
+        if self.contrastive_temperature <= 0:
+            raise ValueError(f"contrastive_temperature must be positive, got {self.contrastive_temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

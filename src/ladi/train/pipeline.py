@@ -191,7 +191,9 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             data=data,
             model_dir=root / "dlr_warmup" / "final",
             projection_lr=sizes.projection_lr,
-            policy=sizes.dlr_policy,
+            policy=replace(
+                sizes.dlr_policy, rollout_texts=sizes.dlr_policy.rollout_texts or sizes.policy.rollout_texts
+            ),
             loop=replace(rl_loop, optim=replace(rl_optim, lr=sizes.dlr_lr)),
         ),
         eval=EvalConfig(

@@ -42,6 +42,7 @@ from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
     Texts,
+    at_least,
     optimise,
     reference_of,
     score,
@@ -123,10 +124,8 @@ class PolicyConfig:
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
-        not_negative = ("rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
-        if self.num_iterations < 1 or min(getattr(self, name) for name in not_negative) < 0:
-            given = ", ".join(f"{name} {getattr(self, name)}" for name in ("num_iterations", *not_negative))
-            raise ValueError(f"need num_iterations >= 1 and {', '.join(not_negative)} >= 0, got {given}")
+        at_least(1, self, "num_iterations")
+        at_least(0, self, "rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
             if available == 0:
