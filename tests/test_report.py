@@ -468,6 +468,10 @@ def test_measured_numbers_become_a_table_with_their_source():
     nested = numbers_table({"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 4}}, source).splitlines()
     assert nested[0] == "|  | x | y |"
     assert nested[3] == "| b | 3 | 4 |"
+    assert numbers_table({"a": {"x": 1.0}, "b": {"y": -0.004712}}, source).splitlines()[2:4] == [
+        "| a | 1 | - |",
+        "| b | - | -0.00471 |",
+    ]
 
 
 def test_update_markdown_replaces_only_between_its_markers(tmp_path):

@@ -152,13 +152,15 @@ def source_line(evaluation: Evaluation) -> str:
 
 
 def numbers_table(result: Mapping[str, Any], source: Mapping[str, str]) -> str:
-    """A GitHub table of measured numbers, `{name: value}` or `{row: {name: value}}`, and below it what made them."""
+    """A GitHub table of measured numbers, `{name: value}` or `{row: {name: value}}`, and below it what made them; `-`
+    where a row has no such number.
+    """
     nested = {key: row if isinstance(row, Mapping) else {"value": row} for key, row in result.items()}
     names = list(dict.fromkeys(name for row in nested.values() for name in row))
     rows = [["", *(cell(name.replace("_", " ")) for name in names)], ["---"] * (len(names) + 1)]
     for key, row in nested.items():
-        rows.append([cell(key.replace("_", " ")), *(f"{row[name]:,.3g}" if row[name] < 1000 else f"{row[name]:,.0f}"
-                                                    for name in names)])  # fmt: skip
+        numbers = ["-" if name not in row else f"{row[name]:,.{'0f' if row[name] >= 1000 else '3g'}}" for name in names]
+        rows.append([cell(key.replace("_", " ")), *numbers])
     return f"{markdown(rows)}\n\n{code(source['command'])}, commit {code(source['commit'])}, {cell(source['machine'])}"
 
 
