@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # More from as many texts, on Countdown-3 from the bundled models, beside the rows of recipes/rl_countdown3.sh: one text for each
-# of 32 latents in place of two for each of 16, and two optimizer steps from each batch in place of one. 100 batches of 24
-# puzzles x 32 texts, seed 0. Half an hour on two cores; every command resumes if it is interrupted.
+# of 32 latents in place of two for each of 16, text advantages over the whole puzzle, and two optimizer steps from each batch in
+# place of one. 100 batches of 24 puzzles x 32 texts, seed 0. Half an hour on two cores; every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -23,4 +23,5 @@ $EVAL --sample.temperature 1.0 --latent-use-samples 0 --model-dir $R/1_grpo_twic
   --json $OUT/eval/1_grpo_twice.json
 ladi_rl 2_twice "LaDi-RL, 16 x 2, each batch twice" $TWO $TWICE
 ladi_rl 3_one "LaDi-RL, 32 x 1" $ONE
+ladi_rl 4_pooled "LaDi-RL, 16 x 2, pooled text advantage" $TWO --policy.text-advantage pooled
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_rl_samples
