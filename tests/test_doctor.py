@@ -25,7 +25,7 @@ from ladi.models.reasoner import LatentReasoner
 from ladi.models.vae import ThoughtVAE
 from ladi.progress import short
 from ladi.tasks.sandbox import Sandbox
-from ladi.train import dlr, dlr_warmup, grpo, loop, reasoner, rl, rollout, sft
+from ladi.train import checkpoint, dlr, dlr_warmup, grpo, loop, reasoner, rl, rollout, sft
 from ladi.train.checkpoint import State
 from ladi.train.data import encode_blocks, tokenize_pairs
 from ladi.train.optim import ALIKE, OptimConfig
@@ -324,8 +324,8 @@ def bytes_in(folder) -> int:
 def test_the_disk_is_what_a_stage_leaves_there_and_has_there_at_most(preset, tmp_path, monkeypatch):
     sizes = loop.LoopConfig(steps=4, batch_size=4, micro_batch_size=4, checkpoint_every=1)
     config = replace(preset.sft, out_dir=tmp_path, loop=sizes)
-    peaks, prune = [], loop.prune_checkpoints
-    monkeypatch.setattr(loop, "prune_checkpoints", lambda *args: (peaks.append(bytes_in(tmp_path)), prune(*args)))
+    peaks, prune = [], checkpoint.prune_checkpoints
+    monkeypatch.setattr(checkpoint, "prune_checkpoints", lambda *args: (peaks.append(bytes_in(tmp_path)), prune(*args)))
     sft.main(config)
     found = estimated(replace(preset, sft=config))["sft"]
     assert found.disk == pytest.approx(bytes_in(tmp_path), rel=0.02)
