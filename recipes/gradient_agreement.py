@@ -8,7 +8,6 @@ over batches. `with correct answers` is the cosine of their mean with the superv
 model is token-level. It needs the main model of recipes/dlr_arithmetic.sh.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -47,15 +46,15 @@ def mean_cosine(vectors: list[Tensor]) -> float:
 def agreement(preset: str, model_dir: str, **policy: Any) -> dict[str, float]:
     pipeline, model = preset_named(preset)(), load_model(resolve(Path(model_dir))).train()
     is_latent = "num_latents" in policy
-    stage, config = (rl, pipeline.rl) if is_latent else (grpo, pipeline.grpo)
+    stage: Any = rl if is_latent else grpo
+    config = pipeline.rl if is_latent else pipeline.grpo
     config = replace(config, policy=replace(config.policy, **policy))
     task = config.data.task
     rewards = Rewards(config.reward, task)
-    sample: Callable[..., Any] = stage.sample_rollout
     gradients, solved = [], 0.0
     for i in range(NUM_BATCHES):
         problems = [task.problem("train", i * QUESTIONS + j) for j in range(QUESTIONS)]
-        rollout = sample(model, problems, rewards, config, torch.Generator().manual_seed(i))
+        rollout = stage.sample_rollout(model, problems, rewards, config, torch.Generator().manual_seed(i))
         gradients.append(gradient(model, stage.loss(model, rollout, config)[0]))
         solved += float(rollout.metrics["rollout/pass@1"]) / NUM_BATCHES
     size = torch.stack(gradients).square().mean(0).sqrt().clamp(min=1e-20)

@@ -280,7 +280,7 @@ class Stages:
         latents, texts = policy.num_latents, policy.num_latents * policy.texts_per_latent
         steps = policy.replay_steps or max(1, policy.num_steps - 1)
         copies, at_once = latents * steps, policy.replay_copies
-        longest, repeats = self.pipeline.reasoner.max_answer_tokens, policy.texts_per_latent
+        longest = self.pipeline.reasoner.max_answer_tokens
         saved = passes.body(1, size.question)
         for start in self.starts if policy.alpha > 0 else ():
             if at_once and copies * passes.loop.micro_batch_size > at_once:
@@ -293,7 +293,7 @@ class Stages:
             saved += passes.body(latents, 1, self.end)
             saved += passes.texts(texts, longest, self.end + 1, policy.replay_texts)
         drawn = latents * size.blocks * (steps + policy.num_steps) * self.copy
-        sampled = passes.decoded(latents, self.end + 1, repeats, longest, policy.rollout_texts)
+        sampled = passes.decoded(latents, self.end + 1, policy.texts_per_latent, longest, policy.rollout_texts)
         return Need(p * (3 + bool(policy.beta)), p, saved, drawn + texts * size.answer, sampled=sampled)
 
     def grpo(self) -> Need:

@@ -153,9 +153,9 @@ def test_different_trajectories_come_to_stand_for_different_solutions():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"beta": -0.1}, "must not be negative"),
-        ({"free_steps": -1}, "must not be negative"),
-        ({"beta_warmup_steps": -1}, "must not be negative"),
+        ({"beta": -0.1}, "beta must be at least 0, got -0.1"),
+        ({"free_steps": -1}, "free_steps must be at least 0, got -1"),
+        ({"beta_warmup_steps": -1}, "beta_warmup_steps must be at least 0, got -1"),
         ({"free_steps": 1}, "set free_steps below it"),
     ],
 )

@@ -275,7 +275,9 @@ def test_a_tracker_gets_the_metrics(tmp_path):
     [
         ({"micro_batch_size": 3}, "multiple of micro_batch_size"),
         ({"trackers": ("mlflow",)}, "unknown tracker 'mlflow'"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, got 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
     ],
 )
 def test_contradictions_are_refused(fields, said):

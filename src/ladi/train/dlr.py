@@ -43,7 +43,6 @@ from ladi.train.data import DataConfig
 from ladi.train.optim import Treatment
 from ladi.train.policy import (
     Texts,
-    at_least,
     optimise,
     read_behind,
     reference_of,
@@ -119,9 +118,9 @@ class PolicyConfig:
             )
         if self.text_weight > 0 and self.temperature == 0:
             raise ValueError("texts are trained by sampling: text_weight above 0 needs temperature > 0")
-        at_least(0, self, "beta", "gamma", "value_weight", "text_weight", "format_weight", "temperature")
-        at_least(0, self, "rollout_texts", "replay_trajectories")
-        at_least(1, self, "num_iterations")
+        loop.at_least(0, self, "beta", "gamma", "value_weight", "text_weight", "format_weight", "temperature")
+        loop.at_least(0, self, "rollout_texts", "replay_trajectories")
+        loop.at_least(1, self, "num_iterations")
         if self.contrastive_temperature <= 0:
             raise ValueError(f"contrastive_temperature must be positive, got {self.contrastive_temperature}")
 
@@ -269,7 +268,7 @@ def sample_rollout(
     first = torch.arange(len(problems), device=decoded.device)[:, None] * policy.num_generations
     rows = (first + decoded).flatten()
     sampled, cost = assistant.decode(
-        questions, latents, rows, policy.temperature, child(source, TEXTS), 1, policy.rollout_texts
+        questions, latents, rows, policy.temperature, child(source, TEXTS), at_once=policy.rollout_texts
     )
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
     judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))

@@ -55,11 +55,7 @@ class Config:
     loop: loop.LoopConfig
 
     def __post_init__(self):
-        if min(self.beta, self.free_steps, self.beta_warmup_steps) < 0:
-            raise ValueError(
-                "beta, free_steps and beta_warmup_steps must not be negative, got "
-                f"{self.beta}, {self.free_steps} and {self.beta_warmup_steps}"
-            )
+        loop.at_least(0, self, "beta", "free_steps", "beta_warmup_steps")
         if self.free_steps >= self.loop.steps:
             raise ValueError(
                 f"the policy learns only after the first {self.free_steps} free_steps, and loop.steps is "

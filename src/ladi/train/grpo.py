@@ -62,14 +62,8 @@ class PolicyConfig:
             raise ValueError(f"a text is compared with its group: num_generations must be >= 2: {self.num_generations}")
         if self.temperature <= 0:
             raise ValueError(f"texts are trained by sampling: temperature must be positive, got {self.temperature}")
-        if (
-            self.num_iterations < 1
-            or min(self.beta, self.rollout_texts, self.replay_texts) < 0
-            or self.max_completion_length < 1
-        ):
-            raise ValueError(
-                "need num_iterations >= 1, beta, rollout_texts and replay_texts >= 0, and max_completion_length >= 1"
-            )
+        loop.at_least(1, self, "num_iterations", "max_completion_length")
+        loop.at_least(0, self, "beta", "rollout_texts", "replay_texts")
 
 
 @dataclass(frozen=True, kw_only=True)

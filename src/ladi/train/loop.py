@@ -53,6 +53,17 @@ Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 OnLog = Callable[[int, dict[str, float]], None]
 
 
+def at_least(least: int, config: object, *names: str) -> None:
+    """Check settings of a run.
+
+    Raises:
+        ValueError: with name and value of one that is smaller than `least`.
+    """
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Length, batches, precision, logging and checkpoints of a run."""
@@ -75,8 +86,8 @@ class LoopConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        if self.steps < 1 or self.keep_checkpoints < 1 or self.log_every < 1 or self.checkpoint_every < 1:
-            raise ValueError("steps, keep_checkpoints, log_every and checkpoint_every must be at least 1")
+        at_least(1, self, "steps", "batch_size", "micro_batch_size")
+        at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"

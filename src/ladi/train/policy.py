@@ -28,17 +28,6 @@ SHOWN = ("reward/mean", "rollout/pass@1", "rollout/distinct_correct", "text/entr
 """What the terminal shows of an update."""
 
 
-def at_least(least: int, config: object, *names: str) -> None:
-    """Check settings of a policy.
-
-    Raises:
-        ValueError: with name and value of one that is smaller than `least`.
-    """
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-
-
 @dataclass(frozen=True)
 class Texts:
     """P x R x M sampled texts (R latents or 1, M texts each), their rewards, and which are correct.

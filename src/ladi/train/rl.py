@@ -42,7 +42,6 @@ from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
     Texts,
-    at_least,
     optimise,
     reference_of,
     score,
@@ -124,8 +123,8 @@ class PolicyConfig:
             )
         if self.temperature <= 0 and self.texts_per_latent > 1:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
-        at_least(1, self, "num_iterations")
-        at_least(0, self, "rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
+        loop.at_least(1, self, "num_iterations")
+        loop.at_least(0, self, "rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
         if self.alpha > 0:
             available = sum(level > 0 for level in self.noise_levels())
             if available == 0:
