@@ -1,5 +1,6 @@
 """LaDi-RL and token GRPO: ratios, densities, KL, zero-variance groups, a bandit, resume."""
 
+import copy
 import json
 import math
 import subprocess
@@ -30,7 +31,7 @@ from ladi.train import rewards as rewards_module
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig
 from ladi.train.optim import OptimConfig
-from ladi.train.policy import Texts, score, text_statistics
+from ladi.train.policy import Texts, score, text_log_probs, text_statistics
 from ladi.train.rewards import RewardConfig, RewardError, Rewards
 from tests.conftest import stop_every_third, tiny_backbone
 
@@ -241,6 +242,34 @@ def test_leaving_out_groups_without_contrast_does_not_change_the_others(reasoner
     others = silenced.rows(torch.tensor([0, 2]))
     alone, _ = rl.loss(reasoner, replace(others, num_questions=2), config)
     torch.testing.assert_close(value, alone * 2 / 3, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"replay_texts": 2}, {"num_iterations": 2}], ids=str)
+def test_leaving_out_texts_without_contrast_changes_neither_loss_nor_gradient(reasoner, fields, monkeypatch):
+    """Against the loss with a KL to the same weights, which reads all texts and whose value and gradient are 0."""
+    stop_every_third(monkeypatch, reasoner)
+    config = settings(**fields)
+    rollout = sampled(reasoner, config)
+    rollout.text_advantages[0, 1:] = 0
+    rollout.text_advantages[2, 0] = 0
+    read = []
+
+    def counted(backbone, prefix, ids, *more):
+        read.append(len(ids))
+        return text_log_probs(backbone, prefix, ids, *more)
+
+    monkeypatch.setattr(rl, "text_log_probs", counted)
+    found = {}
+    for name, beta in (("few", 0.0), ("all", 1.0)):
+        reference = copy.deepcopy(reasoner) if beta else None
+        reasoner.zero_grad()
+        value, _ = rl.loss(reasoner, rollout, replace(config, policy=replace(config.policy, beta=beta)), reference)
+        value.backward()
+        found[name] = [value.detach(), *(p.grad.clone() for p in reasoner.parameters() if p.grad is not None)]
+    varied = int((rollout.text_advantages != 0).any(2).sum())
+    assert 0 < varied < 9
+    assert read == [3 * varied, 36, 36]
+    torch.testing.assert_close(found["few"], found["all"], rtol=1e-4, atol=1e-6)
 
 
 def bandit_step(reasoner, target, config, optimizer, seed) -> float:

@@ -48,6 +48,10 @@ class Texts:
         """Those of some questions."""
         return Texts(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
+    def behind(self, latents: Bool[Tensor, "P R"]) -> "Texts":
+        """Those of the L latents that are marked, as L x 1 x M."""
+        return Texts(**{name: getattr(self, name)[latents][:, None] for name in self.__dataclass_fields__})
+
     def counted(self, mask_truncated: bool) -> Bool[Tensor, "P R M T"]:
         """The tokens that a loss counts: all valid ones, or with `mask_truncated` those of finished texts only."""
         return self.valid & (self.finished[..., None] | (not mask_truncated))

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from ladi.arrays import Float, Int, Tensor
+from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.draws import Source, child, shared
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
@@ -22,7 +22,7 @@ from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.losses import masked_mean
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.backbone import compute_again
-from ladi.models.decoding import Prefix, continue_ids, expand
+from ladi.models.decoding import Prefix, continue_ids, expand, select_rows
 from ladi.models.generation import LATENTS, TEXTS, LatentPaths, SampleConfig, finished_prefix, generate_latents
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rl.objective import (
@@ -351,17 +351,24 @@ def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Ten
 
 @dataclass(frozen=True)
 class Replay:
-    """A rollout under the present weights; `texts` (log-probabilities) is None where not asked for."""
+    """A rollout under the present weights; `texts` (log-probabilities) is None where none are asked for."""
 
     blocks: list[Transitions]
     texts: Float[Tensor, "S T"] | None
 
 
-def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> Replay:
-    """Walk the sequence once: velocities of each block in its own context, then the texts."""
-    paths = rollout.paths
+def replay(
+    reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig, heard: Bool[Tensor, "P R"] | None = None
+) -> Replay:
+    """Walk the sequence once: velocities of each block in its own context, then the texts of the latents that are
+    `heard`; by default those of all, unless alpha is 1.
+    """
+    paths, texts = rollout.paths, rollout.texts
     num_latents, num_blocks = paths.latents.shape[1:3]
-    wants_latents, wants_texts = policy.alpha > 0, policy.alpha < 1
+    if heard is None:
+        heard = torch.full_like(texts.finished[:, :, 0], policy.alpha < 1)
+    wants_latents, wants_texts = policy.alpha > 0, bool(heard.any())
+    chosen = heard.flatten().nonzero().squeeze(1)
     prefix = reasoner.open(reasoner.backbone.tokenize(rollout.questions, opening=True))
     blocks = []
     for block in range(num_blocks):
@@ -371,12 +378,13 @@ def replay(reasoner: LatentReasoner, rollout: Rollout, policy: PolicyConfig) -> 
             break
         if block == 0:
             prefix = expand(prefix, num_latents)
-        running = (paths.num_blocks > block).flatten()
-        prefix, _ = reasoner.add_block(prefix, paths.latents[:, :, block].flatten(0, 1), running)
+        z, running = paths.latents[:, :, block].flatten(0, 1), (paths.num_blocks > block).flatten()
+        if block + 1 == num_blocks and len(chosen) < len(z):  # the last block is read for texts only
+            prefix, z, running = select_rows(prefix, chosen), z[chosen], running[chosen]
+        prefix, _ = reasoner.add_block(prefix, z, running)
     if not wants_texts:
         return Replay(blocks, None)
-    texts = rollout.texts
-    ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
+    ids, valid = texts.ids[heard].flatten(0, 1), texts.valid[heard].flatten(0, 1)
     return Replay(blocks, read_texts(reasoner, reasoner.close(prefix), ids, valid, policy))
 
 
@@ -398,8 +406,8 @@ def loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L of a micro-batch of questions, and its terms for the log.
 
-    Questions in which no latent and no text has an advantage have no gradient and are left out of the replay, though
-    not out of the counts that sums are divided by.
+    Questions in which no latent and no text has an advantage have no gradient and are left out of the replay, and so
+    are the texts of a latent that all have the same reward; though not out of the counts that sums are divided by.
     """
     policy = config.policy
     terms = dict(rollout.metrics)
@@ -411,11 +419,12 @@ def loss(
     if len(kept) == 0:
         return zero_loss(reasoner), terms
     rollout = rollout.rows(kept.cpu())
-    now = replay(reasoner, rollout, policy)
+    heard = ((rollout.text_advantages != 0).any(2) | (policy.beta > 0)) & (policy.alpha < 1)
+    now = replay(reasoner, rollout, policy, heard)
     then = None
     if reference is not None:
         with torch.no_grad():
-            then = replay(reference, rollout, policy)
+            then = replay(reference, rollout, policy, heard)
     value = torch.zeros((), device=rollout.latent_advantages.device)
     if policy.alpha > 0:
         size = Normaliser(num_sequences, share * rollout.num_transitions, len(now.blocks) * len(rollout.steps))
@@ -425,11 +434,12 @@ def loss(
     if now.texts is not None:
         num_texts = num_sequences * policy.texts_per_latent
         size = Normaliser(num_texts, share * rollout.num_tokens, reasoner.config.max_answer_tokens)
+        old = rollout.old_text_log_probs
         text_loss, stats = text_surrogate(
-            rollout.texts,
+            rollout.texts.behind(heard),
             now.texts,
-            rollout.old_text_log_probs,
-            rollout.text_advantages,
+            None if old is None else old[heard],
+            rollout.text_advantages[heard],
             config.text,
             size,
             policy.mask_truncated_completions,
