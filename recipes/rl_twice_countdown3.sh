@@ -17,4 +17,5 @@ for s in 0 1 2; do
   $EVAL --sample.num-steps 10 --latent-use-samples 4 --seed $s --model-dir $R/rl/final --label "LaDiR + LaDi-RL" \
     --json $OUT/eval/2_rl_$s.json
 done
-ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_rl_twice --over-seeds
+ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_rl_twice --over-seeds \
+  --against "AR SFT + token GRPO"

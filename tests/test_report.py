@@ -7,8 +7,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown, write_figure
+from ladi.cli import run_report
+from ladi.report import (
+    build_report,
+    differences_table,
+    numbers_table,
+    results_table,
+    seeds_table,
+    update_markdown,
+    write_figure,
+)
 from ladi.report.data import read_evaluation, read_metrics, read_run
+from ladi.report.differences import differences
 from ladi.report.groups import main_evaluations, sweeps
 
 
@@ -328,6 +338,7 @@ def test_runs_with_the_same_name_are_told_apart(tmp_path):
         ({"pass@k": {"1": {"value": 0.5, "low": 0.4}}}, "pass@k.1.high"),
         ({"pass@k": {"1": 0.5}}, "pass@k.1"),
         ({"num_questions": True}, "num_questions"),
+        ({"per_question": {"num_correct": [1], "num_distinct": [1]}}, "per_question.num_correct"),
         ({"distinct_valid": {"value": math.nan, "low": 0, "high": 1}}, "distinct_valid.value"),
         ({"latent_use": {"intact": None}}, "latent_use.intact"),
     ],
@@ -450,6 +461,73 @@ def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
     assert "| 50.0 [48.0, 52.0] | - |" in few
     assert "pass@10" not in few
     assert "pass@10" in many
+
+
+def counted(label, num_correct, **changes):
+    """An evaluation of 10 samples a question, all correct ones different."""
+    each = {"num_correct": num_correct, "num_distinct": num_correct}
+    fields = {"num_questions": len(num_correct), "num_samples": 10, "pass@k": {"1": estimate(0.5), "4": estimate(0.8)}}
+    return evaluation(label, **fields, per_question=each, **changes)
+
+
+def test_differences_are_paired_by_question(tmp_path):
+    """One sample more of every question is a certain difference, however much questions differ in difficulty."""
+    base = [i % 10 for i in range(100)]
+    run_dir = write_run(tmp_path / "run", [counted("base", base), counted("better", [c + 1 for c in base])])
+    title, _, row = differences_table([run_dir], "base").splitlines()
+    found = dict(zip(cells_of(title), cells_of(row), strict=True))
+    assert found["less base"] == "better"
+    assert found["pass@1 (points)"] == "+10.0 [+10.0, +10.0]"
+    assert found["distinct"] == "+1.00 [+1.00, +1.00]"
+    gain = [math.comb(10 - c, 4) / math.comb(10, 4) - math.comb(9 - c, 4) / math.comb(10, 4) for c in base]
+    assert found["pass@4 (points)"].startswith(f"{100 * sum(gain) / 100:+.1f} [")
+
+
+def test_the_interval_of_a_difference_is_that_of_its_mean(tmp_path):
+    draw = random.Random(0)
+    base, other = ([draw.randint(0, 10) for _ in range(2000)] for _ in range(2))
+    run_dir = write_run(tmp_path / "run", [counted("base", base), counted("other", other)])
+    found = differences(read_run(run_dir, "run").evaluations, "base")[0].pass_at[1]
+    values = [(b - a) / 10 for a, b in zip(base, other, strict=True)]
+    mean = sum(values) / len(values)
+    half = 1.96 * (sum((v - mean) ** 2 for v in values) / len(values) ** 2) ** 0.5
+    assert found.value == pytest.approx(mean)
+    assert (found.low, found.high) == (
+        pytest.approx(mean - half, abs=0.1 * half),
+        pytest.approx(mean + half, abs=0.1 * half),
+    )
+
+
+def test_differences_average_seeds_question_by_question(tmp_path):
+    seeds = [counted("two", [2, 8], seed=0), counted("two", [4, 6], seed=1)]
+    run_dir = write_run(tmp_path / "run", [counted("base", [1, 5]), *seeds])
+    (row,) = differences_table([run_dir], "base").splitlines()[2:]
+    assert cells_of(row)[1] == "+20.0 [+20.0, +20.0]"  # 3 - 1 and 7 - 5 of 10
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([counted("a", [1])], "0 models bear the label 'base'; compare with one of these: 'a'"),
+        ([counted("base", [1]), counted("base", [1], num_steps=5)], "2 models bear the label 'base'"),
+        ([counted("base", [1]), counted("a", [1, 2])], "2 questions of countdown4 test cannot be paired with 1"),
+        ([counted("base", [1]), counted("a", [1], split="b")], "1 questions of countdown4 b cannot be paired with 1"),
+        ([counted("base", [1]), counted("a", [1]) | {"per_question": None}], "key 'per_question' is missing"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(tmp_path, others, said):
+    run_dir = write_run(tmp_path / "run", others)
+    with pytest.raises(ValueError, match=said):
+        differences_table([run_dir], "base")
+
+
+def test_report_puts_differences_below_the_table(tmp_path):
+    run_dir = write_run(tmp_path / "run", [counted("base", [1, 5]), counted("other", [2, 6])])
+    notes = tmp_path / "notes.md"
+    notes.write_text("<!-- results:x -->\n<!-- /results:x -->\n")
+    run_report([str(run_dir), "--out", str(tmp_path / "r.html"), "--markdown", f"{notes}#x", "--against", "base"])
+    text = notes.read_text()
+    assert results_table([run_dir]) + "\n\n" + differences_table([run_dir], "base") in text
 
 
 def test_texts_without_a_verdict_are_told_with_what_made_the_row(tmp_path):

@@ -25,7 +25,15 @@ from ladi.models.backbone import Dtype
 from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
-from ladi.report import build_report, numbers_table, results_table, seeds_table, update_markdown, write_figure
+from ladi.report import (
+    build_report,
+    differences_table,
+    numbers_table,
+    results_table,
+    seeds_table,
+    update_markdown,
+    write_figure,
+)
 from ladi.rundir import provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS, preset_named
@@ -185,20 +193,25 @@ class ReportArgs:
     """FILE#MARKER...: also put the results table between those files' markers <!-- results:MARKER -->."""
     over_seeds: bool = False
     """In that table, one row for evaluations that differ in their seed alone."""
+    against: str | None = None
+    """Label of a model: print how the others differ from it on the same questions, and put that below the table too."""
     figure: Path | None = None
     """Also write the pass@k plot alone, as an SVG file."""
 
 
 def run_report(args: list[str]) -> None:
-    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER...] [--figure FILE]`."""
+    """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER...] [--against LABEL] [--figure FILE]`."""
     chosen = tyro.cli(ReportArgs, args=args, prog="ladi report")
     console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
     if chosen.figure:
         console.print(f"wrote {write_figure(chosen.runs, chosen.figure)}")
+    differences = differences_table(chosen.runs, chosen.against) if chosen.against else ""
+    if differences:
+        console.print(differences, markup=False, highlight=False, soft_wrap=True)
     for target in chosen.markdown:
         path, _, marker = target.partition("#")
-        make_table = seeds_table if chosen.over_seeds else results_table
-        update_markdown(Path(path), marker, make_table(chosen.runs))
+        table = (seeds_table if chosen.over_seeds else results_table)(chosen.runs)
+        update_markdown(Path(path), marker, f"{table}\n\n{differences}" if differences else table)
 
 
 def run_bench(args: list[str]) -> None:

@@ -146,6 +146,19 @@ def test_settings_that_contradict_each_other_are_refused(fields, match):
         settings(**fields)
 
 
+def test_a_record_keeps_the_counts_of_each_question(backbone, monkeypatch):
+    def judged(task, problems, texts, whole):
+        solved = [[("a", True), ("a", True), ("b", True)], [("", False), ("c", True), ("", False)]]
+        return [[Verdict(correct=good, reason="", canonical=name) for name, good in row] for row in solved]
+
+    monkeypatch.setattr(evaluation, "judge", judged)
+    config = settings(num_questions=2, num_samples=3, sample=SampleConfig(temperature=1.0))
+    record = evaluate(config, backbone)
+    assert record["per_question"] == {"num_correct": [3, 1], "num_distinct": [2, 1]}
+    assert record["pass@k"]["1"]["value"] == pytest.approx((3 + 1) / 6)
+    assert record["distinct_valid"]["value"] == 1.5
+
+
 def test_latent_settings_are_refused_for_a_token_level_model(backbone):
     config = settings(texts_per_latent=2, sample=SampleConfig(temperature=1.0))
     with pytest.raises(ValueError, match="has no latents"):

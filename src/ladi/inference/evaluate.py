@@ -218,7 +218,7 @@ def by_latent(verdicts: list[list[Verdict]], config: EvalConfig) -> dict[str, di
     }
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
+def interval(values: Sequence[float | int]) -> dict[str, float]:
     """Mean over questions and its 95 % bootstrap interval."""
     low, high = bootstrap_interval(values)
     return {"value": float(sum(values) / len(values)), "low": float(low), "high": float(high)}
@@ -251,7 +251,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
     wall_s = time.perf_counter() - start
     counts = judged.num_correct
     curve = {str(k): interval([pass_at_k(config.num_samples, c, k) for c in counts]) for k in config.ks}
-    distinct = [float(len({v.canonical for v in row if v.correct})) for row in judged.verdicts]
+    distinct = [len({v.canonical for v in row if v.correct}) for row in judged.verdicts]
     label = config.label or (
         "AR" if is_ar else "DLR" if isinstance(model, LatentAssistant) else f"LaDiR {config.readout}"
     )
@@ -275,6 +275,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "pass@k": curve,
         "pass@k by latent": by_latent(judged.verdicts, config) if config.texts_per_latent > 1 else None,
         "distinct_valid": interval(distinct),
+        "per_question": {"num_correct": counts, "num_distinct": distinct},
         "not_judged": judged.not_judged,
         "latent_diversity": {"vendi": interval(judged.vendi), "distance": interval(judged.distance)}
         if judged.vendi

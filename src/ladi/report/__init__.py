@@ -5,6 +5,14 @@ tables.py the Markdown.
 """
 
 from ladi.report.page import build_report, write_figure
-from ladi.report.tables import numbers_table, results_table, seeds_table, update_markdown
+from ladi.report.tables import differences_table, numbers_table, results_table, seeds_table, update_markdown
 
-__all__ = ["build_report", "numbers_table", "results_table", "seeds_table", "update_markdown", "write_figure"]
+__all__ = [
+    "build_report",
+    "differences_table",
+    "numbers_table",
+    "results_table",
+    "seeds_table",
+    "update_markdown",
+    "write_figure",
+]

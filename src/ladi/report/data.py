@@ -33,6 +33,14 @@ class Estimate:
     high: float
 
 
+@dataclass(frozen=True)
+class PerQuestion:
+    """Of each question, in order: correct samples, and distinct solutions among them."""
+
+    num_correct: list[int]
+    num_distinct: list[int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One task x sampler evaluation; None marks a setting that the sampler does not have."""
@@ -50,6 +58,8 @@ class Evaluation:
     """k -> pass@k, as fractions."""
     distinct_valid: Estimate | None
     """Mean number of distinct valid solutions among a question's samples."""
+    per_question: PerQuestion | None
+    """None in older records."""
     not_judged: int
     """Texts that count as wrong because judging reached a time limit, or failed."""
     latent_use: dict[str, Estimate] | None
@@ -153,6 +163,13 @@ class Fields:
     def object(self, key: str) -> "Fields":
         return Fields(self.path, self.get(key, dict, "an object"), f"{self.prefix}{key}.")
 
+    def counts(self, key: str, length: int) -> list[int]:
+        """A list of `length` whole numbers."""
+        found = self.array(key)
+        if len(found) != length or not all(type(x) is int for x in found):
+            raise self.error(key, f"must hold a whole number for each of {length} questions")
+        return found
+
     def has(self, key: str) -> bool:
         """False where a key that may be left out is missing or null."""
         return self.data.get(key) is not None
@@ -191,6 +208,10 @@ def read_evaluation(path: Path) -> Evaluation:
     ks = sorted(pass_fields.data, key=int)
     latent_use = fields.object("latent_use") if fields.has("latent_use") else None
     not_judged = fields.object("not_judged") if fields.has("not_judged") else None
+    counts, num_questions = None, fields.whole("num_questions")
+    if fields.has("per_question"):
+        each = fields.object("per_question")
+        counts = PerQuestion(each.counts("num_correct", num_questions), each.counts("num_distinct", num_questions))
 
     def number(key: str) -> float | None:
         return fields.number(key) if fields.has(key) else None
@@ -204,10 +225,11 @@ def read_evaluation(path: Path) -> Evaluation:
         model_dir=Path(fields.text("model_dir")) if fields.has("model_dir") else None,
         task=fields.text("task"),
         split=fields.text("split"),
-        num_questions=fields.whole("num_questions"),
+        num_questions=num_questions,
         num_samples=fields.whole("num_samples"),
         pass_at={int(k): pass_fields.estimate(k) for k in ks},
         distinct_valid=fields.estimate("distinct_valid") if fields.has("distinct_valid") else None,
+        per_question=counts,
         not_judged=sum(not_judged.whole(name) for name in not_judged.data) if not_judged else 0,
         latent_use={name: latent_use.estimate(name) for name in latent_use.data} if latent_use else None,
         readout=text("readout"),

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
+from ladi.report.differences import differences
 
 PASS_KS = (1, 4, 10, 16, 20, 32, 64, 100, 128)
 """Columns of the Markdown table, where an evaluation has them."""
@@ -90,6 +91,31 @@ def seeds_table(paths: Sequence[Path]) -> str:
         row += [over_seeds([e.pass_at.get(k) for e in members], percent, 100.0, 1) for k in ks]
         rows.append([*row, over_seeds([e.distinct_valid for e in members], count, 1.0, 2)])
     return markdown(rows) + "\n\n" + sources(evaluations)
+
+
+def differences_table(paths: Sequence[Path], against: str) -> str:
+    """A GitHub table of every other model's differences from the one labelled `against`, on the same questions: of
+    pass@k in points, of distinct solutions as a mean count, each as `value [low, high]`.
+
+    Raises:
+        ValueError: as `differences`.
+    """
+    found = differences(read_evaluations(paths), against)
+    ks = [k for k in PASS_KS if any(k in d.pass_at for d in found)]
+    titles = [f"less {cell(against)}", *(f"pass@{k} (points)" for k in ks), "distinct"]
+    rows = [titles, ["---"] * len(titles)]
+    for d in found:
+        cells = [signed(d.pass_at.get(k), 100.0, 1) for k in ks]
+        rows.append([cell(d.label), *cells, signed(d.num_distinct, 1.0, 2)])
+    return markdown(rows)
+
+
+def signed(estimate: Estimate | None, scale: float, digits: int) -> str:
+    """A difference as `+1.5 [-0.3, +3.2]`; `-` for none."""
+    if estimate is None:
+        return "-"
+    value, low, high = (f"{scale * x:+.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def over_seeds(
