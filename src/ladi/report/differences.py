@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ladi.metrics.passk import bootstrap_interval, pass_at_k
-from ladi.report.data import SETTINGS, Estimate, Evaluation, PerQuestion
+from ladi.report.data import Estimate, Evaluation, PerQuestion
+from ladi.report.groups import by_seed
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,13 @@ def differences(evaluations: Sequence[Evaluation], against: str) -> list[Differe
     Raises:
         ValueError: if no model or several bear that label, others had other questions, or a record lacks the counts.
     """
-    models: dict[tuple[object, ...], list[Evaluation]] = {}
-    for e in evaluations:
-        models.setdefault((e.label, *(getattr(e, name) for name in SETTINGS)), []).append(e)
-    found = [members for (label, *_), members in models.items() if label == against]
+    models = by_seed(evaluations)
+    found = [members for members in models if members[0].label == against]
     if len(found) != 1:
         labels = ", ".join(repr(label) for label in dict.fromkeys(e.label for e in evaluations))
         raise ValueError(f"{len(found)} models bear the label {against!r}; compare with one of these: {labels}")
     base = found[0]
-    return [difference(members, base) for members in models.values() if members is not base]
+    return [difference(members, base) for members in models if members is not base]
 
 
 def difference(model: Sequence[Evaluation], base: Sequence[Evaluation]) -> Difference:

@@ -1,8 +1,23 @@
-"""Which evaluations belong in one plot."""
+"""Which evaluations belong in one plot, or in one row of a table."""
 
 from collections.abc import Sequence
 
 from ladi.report.data import SETTINGS, Evaluation
+
+
+def setting(evaluation: Evaluation, name: str) -> object:
+    """A sampler setting; None for those of latents where a token-level model (no denoising steps) was sampled."""
+    is_of_latents = name in ("num_steps", "guidance", "guidance_scale", "initial_noise", "noise_level")
+    return None if is_of_latents and evaluation.num_steps == 0 else getattr(evaluation, name)
+
+
+def by_seed(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Groups that differ in their seed alone."""
+    groups: dict[tuple[object, ...], list[Evaluation]] = {}
+    for e in evaluations:
+        key = (e.label, e.task, e.split, e.num_questions, e.num_samples, *(setting(e, name) for name in SETTINGS))
+        groups.setdefault(key, []).append(e)
+    return list(groups.values())
 
 
 def by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 from ladi.report.differences import differences
+from ladi.report.groups import by_seed, setting
 
 PASS_KS = (1, 4, 10, 16, 20, 32, 64, 100, 128)
 """Columns of the Markdown table, where an evaluation has them."""
@@ -77,14 +78,10 @@ def seeds_table(paths: Sequence[Path]) -> str:
     `(lowest to highest)` value.
     """
     evaluations = read_evaluations(paths)
-    groups: dict[tuple[object, ...], list[Evaluation]] = {}
-    for e in evaluations:
-        key = (e.label, e.task, e.split, e.num_questions, e.num_samples, *(setting(e, name) for name in SETTINGS))
-        groups.setdefault(key, []).append(e)
     ks = [k for k in PASS_KS if any(k in e.pass_at for e in evaluations)]
     titles = ["model", "split", "questions x samples", "seeds", *(f"pass@{k} (%)" for k in ks), "distinct"]
     rows = [titles, ["---"] * len(titles)]
-    for members in groups.values():
+    for members in by_seed(evaluations):
         first = members[0]
         row = [cell(first.label), cell(f"{first.task} {first.split}"), f"{first.num_questions} x {first.num_samples}"]
         row.append(", ".join(plain(e.seed) for e in members))
@@ -161,12 +158,6 @@ def result_row(evaluation: Evaluation, varied: Sequence[str], ks: Sequence[int])
         *(percent(evaluation.pass_at.get(k)) for k in ks),
         count(evaluation.distinct_valid),
     ]
-
-
-def setting(evaluation: Evaluation, name: str) -> object:
-    """A sampler setting; None for those of latents where a token-level model (no denoising steps) was sampled."""
-    is_of_latents = name in ("num_steps", "guidance", "guidance_scale", "initial_noise", "noise_level")
-    return None if is_of_latents and evaluation.num_steps == 0 else getattr(evaluation, name)
 
 
 def source_line(evaluation: Evaluation) -> str:
