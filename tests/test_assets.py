@@ -20,7 +20,7 @@ from ladi.models.vae import ThoughtVAE
 from ladi.rundir import checkpoint_dir
 from ladi.tasks.countdown import Countdown
 from ladi.train import presets
-from ladi.train.vae import first_blocks, reconstruction
+from ladi.train.vae import all_blocks, first_problems, reconstruction
 
 FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
@@ -54,7 +54,7 @@ def test_answers_need_the_latents(name):
 
 def test_the_vae_reconstructs_as_many_held_out_blocks_as_its_provenance_says():
     vae = ThoughtVAE.from_pretrained(FOLDER / "vae")
-    texts = first_blocks(TASK, "validation", 300, vae.config.block)
+    texts = all_blocks(first_problems(TASK, "validation", 300), TASK, vae.config.block)
     report = reconstruction(vae, texts, torch.Generator().manual_seed(0), (1.0,))
     claimed = PROVENANCE["vae"]["metrics"]
     assert report["vae/exact_mean"] == pytest.approx(claimed["vae/exact_mean"], abs=0.02)

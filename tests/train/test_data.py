@@ -43,8 +43,30 @@ def test_all_problems_of_a_finite_task_need_no_count(capsys):
         assert "0 of 4 test" in capsys.readouterr().out
     assert every.size == len(every.sample()) == 8
     for step in range(4):
-        assert every.problems(step, 3, 0, 3) == counted.problems(step, 3, 0, 3)
-        assert every.indices(step, 3, 0, 3).equal(counted.indices(step, 3, 0, 3))
+        assert every.problems(step, 3, 0, 3, seed=1) == counted.problems(step, 3, 0, 3, seed=1)
+        assert every.indices(step, 3, 0, 3, seed=1).equal(counted.indices(step, 3, 0, 3, seed=1))
+
+
+def read_indices(data: DataConfig, num_steps: int, seed: int) -> list[int]:
+    """What that many steps of three examples read, by two processes."""
+    shares = [(step, *share) for step in range(num_steps) for share in ((0, 2), (2, 3))]
+    return [i for step, *share in shares for i in data.indices(step, 3, *share, seed=seed).tolist()]
+
+
+def test_every_pass_over_a_finite_task_reads_all_of_it_in_an_order_of_its_own():
+    """Rows of a file may be sorted, as those of MATH are by subject."""
+    data = DataConfig(task=Gsm8k(path=str(FIXTURES)), num_train=8)
+    one, other = read_indices(data, 8, seed=0), read_indices(data, 8, seed=1)  # three passes of eight
+    passes = [tuple(seen[i : i + 8]) for seen in (one, other) for i in (0, 8, 16)]
+    assert all(sorted(order) == list(range(8)) for order in passes)
+    assert len({*passes, tuple(range(8))}) == 7
+    problems = [problem for step in range(8) for problem in data.problems(step, 3, 0, 3, seed=0)]
+    assert problems == [data.task.problem("train", i) for i in one]
+
+
+def test_problems_of_an_endless_task_keep_their_order():
+    data = DataConfig(task=Arithmetic(), num_train=8)
+    assert read_indices(data, 8, seed=3) == [*range(8)] * 3
 
 
 def test_all_problems_of_an_endless_task_are_refused_and_so_is_a_negative_number():

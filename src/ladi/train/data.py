@@ -1,7 +1,7 @@
 """Problems -> batches of token ids and latents; the cache of precomputed latents.
 
-Example i of step s is problem (s * batch_size + i) mod P of the P training problems: the data position is the
-step, and a resumed run reads what the uninterrupted one would have read.
+Example i of step s is number s * batch_size + i of passes over the training problems, each over a finite task in an
+order of its own: the data position is the step, and a resumed run reads what the uninterrupted one would have read.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from ladi.arrays import Bool, Float, Int, Tensor, content_hash
 from ladi.bundled import located
 from ladi.devices import default_device
+from ladi.draws import mix_seed
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
@@ -88,14 +90,28 @@ class DataConfig:
         count = min(SAMPLE, self.size) if is_endless else self.size
         return [self.task.problem("train", i) for i in range(count)]
 
-    def problems(self, step: int, batch_size: int, start: int, stop: int) -> list[Problem]:
+    def problems(self, step: int, batch_size: int, start: int, stop: int, *, seed: int) -> list[Problem]:
         """Examples [start, stop) of the batch of one step."""
-        first, size = step * batch_size, self.size
-        return [self.task.problem("train", (first + i) % size) for i in range(start, stop)]
+        indices = self.indices(step, batch_size, start, stop, seed=seed)
+        return [self.task.problem("train", i) for i in indices.tolist()]
 
-    def indices(self, step: int, batch_size: int, start: int, stop: int) -> Int[Tensor, " B"]:
-        """Their positions in the training set."""
-        return (step * batch_size + torch.arange(start, stop)) % self.size
+    def indices(self, step: int, batch_size: int, start: int, stop: int, *, seed: int) -> Int[Tensor, " B"]:
+        """Their positions in the training set.
+
+        Rows of a file may be sorted, so every pass over a finite task is shuffled, by `seed`; what an endless task
+        generates is independent, and passes over it keep its order.
+        """
+        size, position = self.size, step * batch_size + torch.arange(start, stop)
+        if self.task.num_problems("train") is None:
+            return position % size
+        places = zip((position // size).tolist(), (position % size).tolist(), strict=True)
+        return torch.stack([pass_order(size, seed, number)[place] for number, place in places])
+
+
+@lru_cache(maxsize=2)  # a batch seldom reaches into more than two passes
+def pass_order(size: int, seed: int, number: int) -> Int[Tensor, " P"]:
+    """The order of one pass over P training problems."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(mix_seed(seed, number)))
 
 
 def num_tokens(backbone: Backbone, texts: Sequence[str], chunk: int = 1000) -> list[int]:

@@ -150,7 +150,7 @@ def main(config: Config) -> Path:
     model = WarmStart(assistant, Backbone.from_config(config.backbone, alphabet(task)), config.loop.seed)
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
-        problems = config.data.problems(step, batch_size, start, stop)
+        problems = config.data.problems(step, batch_size, start, stop, seed=config.loop.seed)
         questions, solutions = [p.question for p in problems], [sft_target(p, task) for p in problems]
         _, target = tokenize_pairs(assistant.main, questions, solutions)  # latents take positions of the question
         share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)

@@ -225,7 +225,7 @@ def optimise(
     batch_size, num_iterations = config.loop.batch_size, config.policy.num_iterations
 
     def sample_batch(step: int, share: loop.Share) -> Sliceable:
-        problems = config.data.problems(step, batch_size, share.first, share.stop)
+        problems = config.data.problems(step, batch_size, share.first, share.stop, seed=config.loop.seed)
         return sample(problems, Streams.of(config.loop.seed, range(share.first, share.stop), step), share.total)
 
     buffer = RolloutBuffer(sample_batch, num_iterations)

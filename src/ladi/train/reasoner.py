@@ -160,8 +160,9 @@ def batches(reasoner: LatentReasoner, cache: LatentCache, config):
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
         size = config.loop.batch_size
-        problems = config.data.problems(step, size, start, stop)
-        encoded = cache.rows(config.data.indices(step, size, start, stop), reasoner.backbone.device)
+        problems = config.data.problems(step, size, start, stop, seed=config.loop.seed)
+        indices = config.data.indices(step, size, start, stop, seed=config.loop.seed)
+        encoded = cache.rows(indices, reasoner.backbone.device)
         tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
         return make_batch(
             scale,

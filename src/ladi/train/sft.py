@@ -59,7 +59,7 @@ def main(config: Config) -> Path:
     task, batch_size = config.data.task, config.loop.batch_size
 
     def batch_at(step: int, start: int, stop: int):
-        problems = config.data.problems(step, batch_size, start, stop)
+        problems = config.data.problems(step, batch_size, start, stop, seed=config.loop.seed)
         return tokenize_pairs(backbone, [p.question for p in problems], [sft_target(p, task) for p in problems])
 
     backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft")

@@ -1,5 +1,6 @@
 """Stage A: train the thought VAE on single blocks, then store the statistics of its latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.vae import BlockTokens, Posterior, ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import open_run, write_json_atomic
 from ladi.tasks import TaskConfig
+from ladi.tasks.base import Problem
 from ladi.tasks.blocks import Block
 from ladi.train import loop
 from ladi.train.data import TOLERATED, DataConfig, check_lengths, num_tokens
@@ -96,11 +98,15 @@ def reconstruction(
     return result | {"vae/kl": gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean().item()}
 
 
-def first_blocks(task: TaskConfig, split: str, count: int, block: str) -> list[Block]:
-    """All blocks of the first `count` problems of a split, or of all if there are fewer."""
-    available = task.num_problems(split)
-    problems = (task.problem(split, i) for i in range(count if available is None else min(count, available)))
+def all_blocks(problems: Sequence[Problem], task: TaskConfig, block: str) -> list[Block]:
+    """The blocks of all problems, one after the other."""
     return [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
+
+
+def first_problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
+    """The first `count` problems of a split, or all if there are fewer."""
+    available = task.num_problems(split)
+    return [task.problem(split, i) for i in range(count if available is None else min(count, available))]
 
 
 def main(config: Config) -> Path:
@@ -114,22 +120,22 @@ def main(config: Config) -> Path:
     run_dir = open_run(config.out_dir, config)
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
-    texts = [b.text for problem in config.data.sample() for b in blocks_of(problem, block, task.step_separator)]
+    texts = [b.text for b in all_blocks(config.data.sample(), task, block)]
     lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
     check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens", TOLERATED)
 
     def batch_at(step: int, start: int, stop: int) -> Batch:
-        problems = config.data.problems(step, config.loop.batch_size, start, stop)
-        blocks = [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
-        return Batch(vae.tokenize(blocks), beta_share(step, config.beta_warmup_steps))
+        problems = config.data.problems(step, config.loop.batch_size, start, stop, seed=config.loop.seed)
+        return Batch(vae.tokenize(all_blocks(problems, task, block)), beta_share(step, config.beta_warmup_steps))
 
     vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
     num_statistics = min(config.statistics_problems, config.data.size)
-    store_statistics(vae, first_blocks(task, "train", num_statistics, block), generator)
+    typical = config.data.problems(0, num_statistics, 0, num_statistics, seed=config.loop.seed)
+    store_statistics(vae, all_blocks(typical, task, block), generator)
     split = "validation" if "validation" in task.splits else "test"
     saved = loop.save_final(vae, run_dir)
-    held_out = first_blocks(task, split, config.gate_problems, block)
+    held_out = all_blocks(first_problems(task, split, config.gate_problems), task, block)
     if held_out and loop.is_main_process():
         report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
         write_json_atomic(run_dir / "reconstruction.json", report)
