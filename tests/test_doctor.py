@@ -120,7 +120,7 @@ class Measured:
     def sft(self):
         backbone = Backbone.from_config(self.pipeline.sft.backbone, alphabet(self.task))
         pairs = tokenize_pairs(backbone, self.questions, [sft_target(p, self.task) for p in self.problems])
-        return self.count(backbone, lambda: sft.loss(backbone, pairs, self.generator))
+        return self.count(backbone, lambda: sft.loss(backbone, sft.Batch(*pairs), self.generator))
 
     def vae(self):
         vae = ThoughtVAE.from_pretrained(MODELS / "vae").train()

@@ -467,7 +467,7 @@ def test_a_tokenizer_without_pad_is_padded_with_what_is_masked(tmp_path):
             torch.manual_seed(0)
             foreign_model(tmp_path, True, **tokens)
         backbone = Backbone.from_pretrained(tmp_path)
-        batch = tokenize_pairs(backbone, ["1+1", "17+25*3"], ["2", "92=92"])
+        batch = sft.Batch(*tokenize_pairs(backbone, ["1+1", "17+25*3"], ["2", "92=92"]))
         losses.append(float(sft.loss(backbone, batch, torch.Generator())[0].detach()))
         assert (backbone.pad == backbone.eos) == ("pad_token" not in tokens)
     assert losses[0] == losses[1]

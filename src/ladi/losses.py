@@ -1,6 +1,7 @@
 """Losses that several stages share: masked means, token cross-entropy, Gaussian KL, velocity error.
 
-Masks are bool, True = counts. Computed in float32, in nats; every reduction is named.
+Masks are bool, True = counts. Computed in float32, in nats; every reduction is named. What a mean sums may be divided
+by a given `count` instead: that of a whole batch, where a micro-batch holds only some of it.
 """
 
 from typing import Literal
@@ -10,14 +11,16 @@ import torch
 from ladi.arrays import Bool, Float, Int, Tensor
 
 
-def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """The mean of `x` over the entries where `mask` is True, all dimensions together.
+def masked_mean(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], count: float | None = None
+) -> Float[Tensor, ""]:
+    """The mean of `x` over the entries where `mask` is True, all dimensions together; or their sum over `count`.
 
     Raises:
         ValueError: if the mask is empty, where the mean is not defined.
     """
     _check_not_empty(mask)
-    return torch.where(mask, x.float(), 0.0).sum() / mask.sum()
+    return torch.where(mask, x.float(), 0.0).sum() / (mask.sum() if count is None else count)
 
 
 def token_log_probs(logits: Float[Tensor, "*batch V"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -31,11 +34,12 @@ def token_cross_entropy(
     targets: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     reduction: Literal["token_mean", "sequence_sum_mean"] = "token_mean",
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the targets where `mask` is True; targets elsewhere may be anything, also -100.
 
     `token_mean`: mean over all valid tokens of the batch. `sequence_sum_mean`: sum over the valid tokens of a
-    sequence, mean over the B sequences (the scale on which a VAE's beta is given).
+    sequence, mean over the B sequences (the scale on which a VAE's beta is given). `count`: of tokens, or sequences.
 
     Raises:
         ValueError: if the mask is empty, or the reduction unknown.
@@ -43,9 +47,9 @@ def token_cross_entropy(
     _check_not_empty(mask)
     nll = -token_log_probs(logits, targets.masked_fill(~mask, 0))
     if reduction == "token_mean":
-        return masked_mean(nll, mask)
+        return masked_mean(nll, mask, count)
     if reduction == "sequence_sum_mean":
-        return torch.where(mask, nll, 0.0).sum(-1).mean()
+        return torch.where(mask, nll, 0.0).sum() / (len(nll) if count is None else count)
     raise ValueError(f"unknown reduction {reduction!r}; use 'token_mean' or 'sequence_sum_mean'")
 
 
@@ -64,16 +68,17 @@ def velocity_mse(
     v: Float[Tensor, "*batch N D"],
     target: Float[Tensor, "*batch N D"],
     mask: Bool[Tensor, "*batch"] | None = None,
+    count: float | None = None,
 ) -> Float[Tensor, ""]:
     """Squared error of the velocity: mean over latents and channels, then over the blocks that `mask` keeps.
 
-    Without a mask all blocks count.
+    Without a mask all blocks count. `count`: of blocks.
 
     Raises:
         ValueError: if the mask is empty.
     """
     error = (v.float() - target.float()).square().mean(dim=(-2, -1))  # (*batch)
-    return error.mean() if mask is None else masked_mean(error, mask)
+    return masked_mean(error, torch.ones_like(error, dtype=torch.bool) if mask is None else mask, count)
 
 
 def _check_not_empty(mask: Bool[Tensor, "*shape"]) -> None:

@@ -130,7 +130,7 @@ def test_solutions_are_padded_without_effect():
 def test_different_trajectories_come_to_stand_for_different_solutions():
     """Of a main model that knows two answers of a question and, asked greedily, always gives the same."""
     main = tiny_backbone()
-    both = tokenize_pairs(main, ["1:2", "1:2"], ["1", "2"])
+    both = sft.Batch(*tokenize_pairs(main, ["1:2", "1:2"], ["1", "2"]))
     optimizer = torch.optim.Adam(main.parameters(), lr=3e-3)
     for _ in range(40):
         optimizer.zero_grad()

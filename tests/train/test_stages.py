@@ -1,5 +1,6 @@
 """The losses of stages 1 and 2, which problems the VAE is measured on, and LoRA of the stages that train heads."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -19,8 +20,10 @@ from ladi.rundir import folder_fingerprint
 from ladi.tasks import TaskConfig
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
+from ladi.tasks.jsonl import Jsonl
 from ladi.train import reasoner as stage1
 from ladi.train import rollout as stage2
+from ladi.train import sft as stage_sft
 from ladi.train import vae as stage_a
 from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, check_lengths
 from ladi.train.loop import LoopConfig
@@ -105,10 +108,37 @@ def test_blocks_that_are_padding_do_not_move_the_loss(reasoner, batch):
         torch.testing.assert_close(terms[0][name], terms[1][name])
 
 
-def test_the_stop_loss_asks_for_the_answer_after_the_last_block():
+def test_the_stop_loss_asks_for_the_answer_after_the_last_block(batch):
     logits = torch.tensor([[0.3, -0.2], [1.5, 9.0]])
     expected = binary_cross_entropy_with_logits(torch.tensor([0.3, -0.2, 1.5]), torch.tensor([0.0, 1.0, 1.0]))
-    torch.testing.assert_close(stage1.stop_loss(logits, VALID), expected)
+    torch.testing.assert_close(stage1.stop_loss(logits, batch), expected)
+
+
+def rows_of(batch: Batch, row: int) -> Batch:
+    """One of the batch's two rows, as a micro-batch: it divides by half of the counts."""
+    tokens = [tuple(x[row : row + 1] for x in part) for part in (batch.question, batch.answer)]
+    latents = (x[row : row + 1] for x in (batch.target, batch.context, batch.block_valid))
+    half = [float(mask.sum()) / 2 for mask in (batch.answer[1], batch.block_valid)]
+    return Batch(*tokens, *latents, *half)
+
+
+def test_micro_batches_weigh_by_their_tokens_and_blocks(reasoner, batch):
+    """The mean over them is that over the whole batch: rows with few tokens do not weigh more a token."""
+    logits, stops = torch.randn(2, 18, 30, generator=generator()), torch.randn(2, 2, generator=generator())
+    parts = [rows_of(batch, i) for i in range(2)]
+    for loss, given in ((stage1.answer_loss, logits), (stage1.stop_loss, stops)):
+        mean = torch.stack([loss(given[i : i + 1], part) for i, part in enumerate(parts)]).mean()
+        torch.testing.assert_close(mean, loss(given, batch))
+
+
+@pytest.mark.parametrize("loss", [lambda *args: stage2.loss(*args, RolloutConfig(num_steps=2)), stage1.loss])
+def test_the_losses_of_stages_1_and_2_divide_by_the_counts_that_they_are_given(reasoner, batch, loss):
+    config, counts = LossConfig(drop_question=0.0), {"num_tokens": 10.0, "num_blocks": 6.0}
+    _, own = loss(reasoner, batch, generator(), config)
+    _, given = loss(reasoner, replace(batch, **counts), generator(), config)
+    num_tokens = float(batch.answer[1].sum())
+    for name, ratio in (("flow", 3 / 6), ("stop", 3 / 6), ("answer", num_tokens / 10)):
+        torch.testing.assert_close(given[f"loss/{name}"], own[f"loss/{name}"] * ratio)
 
 
 def test_targets_are_standardised_posterior_means_and_contexts_draws(vae):
@@ -145,6 +175,42 @@ def one_step_vae(tmp_path: Path, task: TaskConfig, num_train: int, max_block_tok
         loop=LoopConfig(steps=1, batch_size=2, micro_batch_size=2),
         **fields,
     )
+
+
+def unequal_rows(path: Path) -> Jsonl:
+    """Eight rows, every second one with four times the steps."""
+    rows = [
+        {"question": f"1+{i}", "steps": [f"1+{i}={1 + i}"] * (1 + 3 * (i % 2)), "answer": str(1 + i)} for i in range(8)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return Jsonl(path=path, reserved=1e-6)
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_texts_of_unequal_length_train_alike_in_micro_batches_of_any_size(tmp_path):
+    """A mean over each micro-batch would count the tokens of short texts for more."""
+    data, logged = DataConfig(task=unequal_rows(tmp_path / "my.jsonl"), num_train=8), []
+    for micro in (1, 8):
+        limits = LoopConfig(steps=3, batch_size=8, micro_batch_size=micro, log_every=1)
+        stage_sft.main(stage_sft.Config(out_dir=tmp_path / f"{micro}", data=data, loop=limits))
+        logged.append(metrics(tmp_path / f"{micro}"))
+    for one, whole in zip(*logged, strict=True):
+        assert one["loss/answer"] == pytest.approx(whole["loss/answer"], rel=1e-5)
+        assert one["optim/grad_norm"] == pytest.approx(whole["optim/grad_norm"], rel=1e-4)
+
+
+def test_chains_of_unequal_length_weigh_alike_in_the_vae_in_micro_batches_of_any_size(tmp_path):
+    logged = []
+    for micro in (1, 8):
+        folder = tmp_path / f"{micro}"
+        folder.mkdir()
+        config = one_step_vae(folder, unequal_rows(folder / "my.jsonl"), 8, 8)
+        stage_a.main(replace(config, loop=LoopConfig(steps=1, batch_size=8, micro_batch_size=micro)))
+        logged.append(metrics(config.out_dir)[0]["loss/kl"])
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
 
 def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):

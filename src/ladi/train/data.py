@@ -120,6 +120,11 @@ def num_tokens(backbone: Backbone, texts: Sequence[str], chunk: int = 1000) -> l
     return [count for piece in pieces for count in piece.tolist()]
 
 
+def count_tokens(backbone: Backbone, texts: Sequence[str]) -> int:
+    """Tokens of all texts, with one `<eos>` each: what a model learns to write."""
+    return sum(num_tokens(backbone, texts)) + len(texts)
+
+
 def check_lengths(
     what: str,
     texts: Sequence[str],

@@ -34,6 +34,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ladi.arrays import Tensor
+from ladi.devices import default_device
 from ladi.models.backbone import Backbone
 from ladi.rundir import (
     append_metrics,
@@ -107,6 +108,27 @@ class Share:
     stop: int
     total: Callable[[Tensor], Tensor]
     """Sums a tensor over all processes."""
+
+
+class BatchCounts:
+    """What the losses of a step divide by, such as tokens, counted over its whole batch, in all processes.
+
+    Divided by its own count, a micro-batch would weigh as much with few tokens as with many. `count(step, first, stop)`
+    counts in some examples of a step; `prepare` is that of `run`.
+    """
+
+    def __init__(self, config: LoopConfig, count: Callable[[int, int, int], Sequence[int]]):
+        self.config, self.count = config, count
+        self.of_batch: list[int] = []
+
+    def prepare(self, step: int, share: Share) -> None:
+        """Count the step's batch."""
+        counts = torch.tensor(self.count(step, share.first, share.stop), device=default_device())
+        self.of_batch = share.total(counts).tolist()
+
+    def of(self, start: int, stop: int) -> list[float]:
+        """The counts that examples [start, stop) divide by: those of the batch, in proportion to the examples."""
+        return [count * (stop - start) / self.config.batch_size for count in self.of_batch]
 
 
 def share_size(config: LoopConfig, num_processes: int) -> int:

@@ -3,6 +3,7 @@
 L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR, section 3.3)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ladi.arrays import Bool, Float, Tensor
+from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.bundled import located
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
@@ -20,6 +21,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
+from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import (
     TOLERATED,
@@ -28,6 +30,7 @@ from ladi.train.data import (
     LatentCache,
     Tokens,
     check_lengths,
+    count_tokens,
     num_tokens,
     precompute_latents,
     tokenize_pairs,
@@ -75,13 +78,19 @@ class Config:
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions, answers and standardised latents of B problems."""
+    """Questions, answers and standardised latents of B problems.
+
+    Sums over answers' tokens and over blocks are divided by `num_tokens` and `num_blocks`; by default, as many as there
+    are.
+    """
 
     question: Tokens
     answer: Tokens
     target: Float[Tensor, "B K N D"]
     context: Float[Tensor, "B K N D"]
     block_valid: Bool[Tensor, "B K"]
+    num_tokens: float | None = None
+    num_blocks: float | None = None
 
 
 def make_batch(
@@ -90,11 +99,20 @@ def make_batch(
     tokens: tuple[Tokens, Tokens],
     target: str,
     generator: torch.Generator,
+    counts: Sequence[float | None] = (None, None),
 ) -> Batch:
-    """Standardised flow targets and clean context blocks from posteriors."""
+    """Standardised flow targets and clean context blocks from posteriors; `counts` of tokens and of blocks."""
     sample = scale.standardise(encoded.sample(generator))
     x0 = sample if target == "sample" else scale.standardise(encoded.mean)
-    return Batch(*tokens, target=x0, context=sample, block_valid=encoded.valid)
+    num_tokens, num_blocks = counts
+    return Batch(
+        *tokens,
+        target=x0,
+        context=sample,
+        block_valid=encoded.valid,
+        num_tokens=num_tokens,
+        num_blocks=num_blocks,
+    )
 
 
 def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig, generator: torch.Generator) -> Tensor:
@@ -110,13 +128,22 @@ def flow_loss(reasoner: LatentReasoner, blocks, batch: Batch, config: LossConfig
     )
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     v = reasoner.velocity(blocks.repeat(config.noise_draws), mix(x0, noise, t), t)
-    return velocity_mse(v, velocity_target(x0, noise), batch.block_valid.repeat_interleave(config.noise_draws, 1))
+    mask = batch.block_valid.repeat_interleave(config.noise_draws, 1)
+    count = None if batch.num_blocks is None else batch.num_blocks * config.noise_draws
+    return velocity_mse(v, velocity_target(x0, noise), mask, count)
 
 
-def stop_loss(logits: Float[Tensor, "B K"], block_valid: Bool[Tensor, "B K"]) -> Tensor:
+def stop_loss(logits: Float[Tensor, "B K"], batch: Batch) -> Tensor:
     """Binary cross-entropy at each `<eot>`: 1 after a row's last block; mean over real blocks."""
-    last = torch.cat([block_valid[:, 1:], torch.zeros_like(block_valid[:, :1])], 1).logical_not()
-    return masked_mean(binary_cross_entropy_with_logits(logits, last.float(), reduction="none"), block_valid)
+    valid = batch.block_valid
+    last = torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1).logical_not()
+    entropy = binary_cross_entropy_with_logits(logits, last.float(), reduction="none")
+    return masked_mean(entropy, valid, batch.num_blocks)
+
+
+def answer_loss(logits: Float[Tensor, "B A V"], batch: Batch) -> Tensor:
+    """Cross-entropy of the answers, mean over tokens."""
+    return token_cross_entropy(logits, *batch.answer, reduction="token_mean", count=batch.num_tokens)
 
 
 def draw_rows(probability: float, batch: Batch, generator: torch.Generator) -> Bool[Tensor, " B"]:
@@ -147,32 +174,45 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
     return total(
         {
             "loss/flow": flow_loss(reasoner, clean.blocks, batch, config, generator),
-            "loss/answer": token_cross_entropy(clean.answer_logits, *batch.answer, reduction="token_mean"),
-            "loss/stop": stop_loss(clean.stop_logits, batch.block_valid),
+            "loss/answer": answer_loss(clean.answer_logits, batch),
+            "loss/stop": stop_loss(clean.stop_logits, batch),
         },
         config,
     )
 
 
-def batches(reasoner: LatentReasoner, cache: LatentCache, config):
-    """`batch_at` of stages 1 and 2: problems and cached latents of one slice of a step."""
-    scale = LatentScale.from_pretrained(config.vae_dir)
+class Batches:
+    """`batch_at` and `prepare` of stages 1 and 2: problems and cached latents of one slice of a step."""
 
-    def batch_at(step: int, start: int, stop: int) -> Batch:
-        size = config.loop.batch_size
-        problems = config.data.problems(step, size, start, stop, seed=config.loop.seed)
-        indices = config.data.indices(step, size, start, stop, seed=config.loop.seed)
-        encoded = cache.rows(indices, reasoner.backbone.device)
-        tokens = tokenize_pairs(reasoner.backbone, [p.question for p in problems], [p.answer for p in problems])
+    def __init__(self, reasoner: LatentReasoner, cache: LatentCache, config):
+        self.backbone, self.cache, self.config = reasoner.backbone, cache, config
+        self.scale = LatentScale.from_pretrained(config.vae_dir)
+        self.counts = loop.BatchCounts(config.loop, self.count)
+        self.prepare = self.counts.prepare
+
+    def indices(self, step: int, start: int, stop: int) -> Int[Tensor, " B"]:
+        config = self.config.loop
+        return self.config.data.indices(step, config.batch_size, start, stop, seed=config.seed)
+
+    def problems(self, step: int, start: int, stop: int) -> list[Problem]:
+        return [self.config.data.task.problem("train", i) for i in self.indices(step, start, stop).tolist()]
+
+    def count(self, step: int, start: int, stop: int) -> list[int]:
+        """Tokens of the answers, and blocks."""
+        answers = [problem.answer for problem in self.problems(step, start, stop)]
+        num_blocks = self.cache.num_blocks[self.indices(step, start, stop)].sum()
+        return [count_tokens(self.backbone, answers), int(num_blocks)]
+
+    def batch_at(self, step: int, start: int, stop: int) -> Batch:
+        config, problems = self.config, self.problems(step, start, stop)
         return make_batch(
-            scale,
-            encoded,
-            tokens,
+            self.scale,
+            self.cache.rows(self.indices(step, start, stop), self.backbone.device),
+            tokenize_pairs(self.backbone, [p.question for p in problems], [p.answer for p in problems]),
             config.loss.target,
             loop.step_generator(config.loop.seed, step, 10_000 + start),
+            self.counts.of(start, stop),
         )
-
-    return batch_at
 
 
 def check_problems(config: Config, block: str, backbone: Backbone) -> None:
@@ -209,12 +249,14 @@ def main(config: Config) -> Path:
     reasoner = LatentReasoner.from_backbone(shape, backbone, vae_dir, config.loop.seed)
     with loop.main_process_first():
         cache = precompute_latents(vae_dir, config.data, config.latents_path, config.max_blocks)
+    batches = Batches(reasoner, cache, config)
     reasoner = loop.run(
         config.loop,
         run_dir,
         reasoner,
-        batches(reasoner, cache, config),
+        batches.batch_at,
         lambda model, batch, generator: loss(model, batch, generator, config.loss),
         label="reasoner",
+        prepare=batches.prepare,
     )
     return loop.save_final(reasoner, run_dir)

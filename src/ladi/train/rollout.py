@@ -13,14 +13,13 @@ import torch
 from ladi.arrays import Bool, Float, Tensor
 from ladi.flow.path import mix
 from ladi.flow.solver import Velocity, euler_step
-from ladi.losses import token_cross_entropy
 from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, append
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rundir import open_run
 from ladi.train import loop
 from ladi.train.data import DataConfig, precompute_latents
-from ladi.train.reasoner import Batch, LossConfig, batches, draw_rows, flow_loss, stop_loss, total
+from ladi.train.reasoner import Batch, Batches, LossConfig, answer_loss, draw_rows, flow_loss, stop_loss, total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +87,19 @@ def loss(
         context, running = reasoner.context(prefix), batch.block_valid[:, block]
         this = slice(block, block + 1)
         oracle = Batch(batch.question, batch.answer, batch.target[:, this], batch.context[:, this], running[:, None])
-        flow.append((flow_loss(reasoner, context, oracle, config, generator), running.float().mean()))
+        flow.append(flow_loss(reasoner, context, oracle, config, generator) * running.sum())
         with torch.set_grad_enabled(torch.is_grad_enabled() and rollout.denoising_gradient):
             z = denoise_block(velocity_in(reasoner, context), batch.target[:, block], rollout, generator)
         prefix, logit = reasoner.add_block(prefix, z, running)
         stop_logits.append(logit)
     if config.hide_question:
         prefix = hide_question(prefix, batch, draw_rows(config.hide_question, batch, generator))
-    weight = sum(share for _, share in flow)
+    num_blocks = batch.block_valid.sum() if batch.num_blocks is None else batch.num_blocks
     return total(
         {
-            "loss/flow": sum((term * share for term, share in flow), torch.zeros(())) / weight,
-            "loss/answer": token_cross_entropy(
-                answer_logits(reasoner, prefix, batch), *batch.answer, reduction="token_mean"
-            ),
-            "loss/stop": stop_loss(torch.stack(stop_logits, dim=1), batch.block_valid),
+            "loss/flow": torch.stack(flow).sum() / num_blocks,
+            "loss/answer": answer_loss(answer_logits(reasoner, prefix, batch), batch),
+            "loss/stop": stop_loss(torch.stack(stop_logits, dim=1), batch),
         },
         config,
     )
@@ -135,13 +132,15 @@ def main(config: Config) -> Path:
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
     with loop.main_process_first():
         cache = precompute_latents(config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks)
+    batches = Batches(reasoner, cache, config)
     reasoner = loop.run(
         config.loop,
         run_dir,
         reasoner,
-        batches(reasoner, cache, config),
+        batches.batch_at,
         lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
         label="rollout",
+        prepare=batches.prepare,
         by_layer=False,  # processes see different numbers of blocks
     )
     return loop.save_final(reasoner, run_dir)

@@ -15,7 +15,7 @@ from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, Tokens, tokenize_pairs
+from ladi.train.data import DataConfig, Tokens, count_tokens, tokenize_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,21 @@ def answer_logits(backbone: Backbone, question: Tokens, answer: Tokens) -> Float
     return backbone.logits(hidden[:, question_ids.shape[1] :])
 
 
-def loss(backbone: Backbone, batch: tuple[Tokens, Tokens], generator: torch.Generator):
+@dataclass(frozen=True)
+class Batch:
+    """Questions, texts to write, and what their tokens are divided by; by default, how many there are."""
+
+    question: Tokens
+    answer: Tokens
+    num_tokens: float | None = None
+
+
+def loss(backbone: Backbone, batch: Batch, generator: torch.Generator):
     """Cross-entropy of the target text, mean over tokens, and the share of targets predicted exactly."""
-    question, answer = batch
-    logits = answer_logits(backbone, question, answer)
+    answer = batch.answer
+    logits = answer_logits(backbone, batch.question, answer)
     exact = ((logits.argmax(-1) == answer[0]) | ~answer[1]).all(1).float().mean()
-    ce = token_cross_entropy(logits, *answer, reduction="token_mean")
+    ce = token_cross_entropy(logits, *answer, reduction="token_mean", count=batch.num_tokens)
     return ce, {"loss/answer": ce.detach(), "sft/exact_teacher_forced": exact}
 
 
@@ -58,9 +67,14 @@ def main(config: Config) -> Path:
         backbone.add_lora(config.lora_rank, config.loop.seed)
     task, batch_size = config.data.task, config.loop.batch_size
 
-    def batch_at(step: int, start: int, stop: int):
+    def texts(step: int, start: int, stop: int) -> tuple[list[str], list[str]]:
         problems = config.data.problems(step, batch_size, start, stop, seed=config.loop.seed)
-        return tokenize_pairs(backbone, [p.question for p in problems], [sft_target(p, task) for p in problems])
+        return [p.question for p in problems], [sft_target(p, task) for p in problems]
 
-    backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft")
+    counts = loop.BatchCounts(config.loop, lambda *examples: [count_tokens(backbone, texts(*examples)[1])])
+
+    def batch_at(step: int, start: int, stop: int) -> Batch:
+        return Batch(*tokenize_pairs(backbone, *texts(step, start, stop)), *counts.of(start, stop))
+
+    backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft", prepare=counts.prepare)
     return loop.save_final(backbone, run_dir)

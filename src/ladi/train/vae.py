@@ -39,10 +39,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks, and the share of beta that weighs their KL term."""
+    """Blocks, the share of beta that weighs their KL term, and what sums over blocks are divided by."""
 
     tokens: BlockTokens
     beta_share: float
+    num_blocks: float
 
 
 def beta_share(step: int, warmup_steps: int) -> float:
@@ -52,7 +53,7 @@ def beta_share(step: int, warmup_steps: int) -> float:
 
 def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The VAE's loss on the blocks of a batch."""
-    return vae.loss(batch.tokens, generator, batch.beta_share)
+    return vae.loss(batch.tokens, generator, batch.beta_share, batch.num_blocks)
 
 
 def encoded(vae: ThoughtVAE, blocks: list[Block], at_once: int) -> Posterior:
@@ -124,11 +125,17 @@ def main(config: Config) -> Path:
     lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
     check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens", TOLERATED)
 
-    def batch_at(step: int, start: int, stop: int) -> Batch:
+    def blocks(step: int, start: int, stop: int) -> list[Block]:
         problems = config.data.problems(step, config.loop.batch_size, start, stop, seed=config.loop.seed)
-        return Batch(vae.tokenize(all_blocks(problems, task, block)), beta_share(step, config.beta_warmup_steps))
+        return all_blocks(problems, task, block)
 
-    vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae").eval()
+    counts = loop.BatchCounts(config.loop, lambda *examples: [len(blocks(*examples))])
+
+    def batch_at(step: int, start: int, stop: int) -> Batch:
+        share = beta_share(step, config.beta_warmup_steps)
+        return Batch(vae.tokenize(blocks(step, start, stop)), share, *counts.of(start, stop))
+
+    vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae", prepare=counts.prepare).eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
     num_statistics = min(config.statistics_problems, config.data.size)
     typical = config.data.problems(0, num_statistics, 0, num_statistics, seed=config.loop.seed)
