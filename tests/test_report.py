@@ -12,6 +12,7 @@ from ladi.report import (
     build_report,
     differences_table,
     numbers_table,
+    plots,
     results_table,
     seeds_table,
     update_markdown,
@@ -102,7 +103,8 @@ def training(steps):
     for step in range(steps):
         level = 2 * math.exp(-step / 200) + 0.05
         losses = {key: level * math.exp(rng.gauss(0, 0.2)) for key in ("loss/total", "loss/flow", "loss/text")}
-        yield {"step": step, **losses, "loss/policy": rng.gauss(0, 1), "time/step_s": 0.1}
+        held_out = {"validation/loss/flow": level} if step % 100 == 0 else {}
+        yield {"step": step, **losses, **held_out, "loss/policy": rng.gauss(0, 1), "time/step_s": 0.1}
 
 
 def full_run(run_dir):
@@ -207,6 +209,14 @@ def test_plots_are_valid_xml_in_the_colours_of_the_page(page):
         ET.fromstring(svg.replace("xlink:", ""))
         assert "#0f00" not in svg
     assert "LaDiR text after RL" in "".join(check(svgs[1]).text)
+
+
+def test_losses_on_held_out_problems_are_drawn_beside_those_of_training():
+    points, held_out = [(i, 1.0 + i) for i in range(9)], [(3, 0.1), (6, 40.0)]
+    alone, both = (plots.loss_curve(points, dots, "loss/flow", "x") for dots in ((), held_out))
+    assert [len(re.findall(r"<use[^>]*var\(--c-01\)", svg)) for svg in (alone, both)] == [0, 2]
+    assert ">0.1</text>" in both, "the axis holds both"
+    assert ">0.1</text>" not in alone
 
 
 def test_the_same_runs_give_the_same_page(page, tmp_path):

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import ladi.rundir as rundir
 from ladi.train import presets
+from ladi.train.data import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,20 @@ def test_settings_that_weights_do_not_depend_on_may_change_between_two_parts_of_
     assert json.loads((tmp_path / "config.json").read_text())["loop"]["log_every"] == 1
 
 
+def test_a_run_goes_on_with_another_validation_and_one_begun_without_with_any(tmp_path):
+    config = presets.cd3_tiny(tmp_path).sft
+    rundir.open_run(config.out_dir, config)
+    rundir.checkpoint_dir(config.out_dir, 2).mkdir(parents=True)
+    path = config.out_dir / "config.json"
+    rundir.open_run(config.out_dir, replace(config, validation=ValidationConfig(every=5)))
+    assert json.loads(path.read_text())["validation"]["every"] == 5
+    older = json.loads(path.read_text())
+    del older["validation"]
+    path.write_text(json.dumps(older))
+    rundir.open_run(config.out_dir, config)
+    assert json.loads(path.read_text())["validation"]["every"] == 0
+
+
 def leaves(value: Any, name: str = "") -> set[str]:
     """Names of all fields below nested dicts."""
     if not isinstance(value, dict):
@@ -69,7 +84,8 @@ def leaves(value: Any, name: str = "") -> set[str]:
 
 def test_settings_that_may_change_are_settings_of_stages():
     stages = vars(presets.cd3_tiny()).values()
-    assert set(rundir.FREE_FIELDS) <= set().union(*(leaves(asdict(stage)) for stage in stages))
+    groups = {name for stage in stages for name in asdict(stage)}
+    assert set(rundir.FREE_FIELDS) <= groups.union(*(leaves(asdict(stage)) for stage in stages))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -265,7 +265,7 @@ def time_sft_step(pipeline: Pipeline) -> float:
 
     config = pipeline.sft
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
-    problems = config.data.problems(0, config.loop.batch_size, 0, config.loop.batch_size, seed=config.loop.seed)
+    problems = config.data.examples(config.loop.batch_size, config.loop.seed).problems(0, 0, config.loop.batch_size)
     targets = [sft_target(p, config.data.task) for p in problems]
     batch = sft.Batch(*tokenize_pairs(backbone, [p.question for p in problems], targets))
     optimizers = make_optimizers(dict(backbone.named_parameters()), config.loop.optim, ALIKE)

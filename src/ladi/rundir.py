@@ -103,10 +103,16 @@ FREE_FIELDS = (
     "policy.replay_trajectories",
     "reward.time_limit",
     "gate_problems",
+    "validation",
 )
 """Settings that may change between two parts of a run, because its weights do not depend on them: what is written and
 measured, how long is waited, and (up to the rounding of sums) what is computed at once or a second time to save memory.
 `loop.micro_batch_size` is none of them, for each micro-batch has its own random numbers."""
+
+
+def is_free(name: str) -> bool:
+    """Whether a setting, or the group that it belongs to, is among `FREE_FIELDS`."""
+    return name in FREE_FIELDS or name.split(".")[0] in FREE_FIELDS
 
 
 def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
@@ -145,7 +151,7 @@ def open_run(out_dir: Path, config: Any) -> Path:
     path = out_dir / "config.json"
     if path.is_file() and (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
         changed = differences(json.loads(path.read_text()), wanted)
-        fixed = [f"{name} ({values})" for name, values in changed.items() if name not in FREE_FIELDS]
+        fixed = [f"{name} ({values})" for name, values in changed.items() if not is_free(name)]
         if fixed:
             raise ValueError(
                 f"{out_dir} holds a run with other settings: {'; '.join(fixed)}. "

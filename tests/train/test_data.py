@@ -12,7 +12,7 @@ from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
-from ladi.train.data import DataConfig, latents_fingerprint
+from ladi.train.data import DataConfig, Examples, ValidationConfig, latents_fingerprint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MATH_PATH = str(FIXTURES / "math500_test.jsonl")
@@ -43,14 +43,15 @@ def test_all_problems_of_a_finite_task_need_no_count(capsys):
         assert "0 of 4 test" in capsys.readouterr().out
     assert every.size == len(every.sample()) == 8
     for step in range(4):
-        assert every.problems(step, 3, 0, 3, seed=1) == counted.problems(step, 3, 0, 3, seed=1)
-        assert every.indices(step, 3, 0, 3, seed=1).equal(counted.indices(step, 3, 0, 3, seed=1))
+        problems = [data.examples(3, seed=1).problems(step, 0, 3) for data in (every, counted)]
+        assert problems[0] == problems[1]
 
 
 def read_indices(data: DataConfig, num_steps: int, seed: int) -> list[int]:
     """What that many steps of three examples read, by two processes."""
     shares = [(step, *share) for step in range(num_steps) for share in ((0, 2), (2, 3))]
-    return [i for step, *share in shares for i in data.indices(step, 3, *share, seed=seed).tolist()]
+    examples = data.examples(3, seed)
+    return [i for step, *share in shares for i in examples.indices(step, *share).tolist()]
 
 
 def test_every_pass_over_a_finite_task_reads_all_of_it_in_an_order_of_its_own():
@@ -60,13 +61,44 @@ def test_every_pass_over_a_finite_task_reads_all_of_it_in_an_order_of_its_own():
     passes = [tuple(seen[i : i + 8]) for seen in (one, other) for i in (0, 8, 16)]
     assert all(sorted(order) == list(range(8)) for order in passes)
     assert len({*passes, tuple(range(8))}) == 7
-    problems = [problem for step in range(8) for problem in data.problems(step, 3, 0, 3, seed=0)]
+    problems = [problem for step in range(8) for problem in data.examples(3, seed=0).problems(step, 0, 3)]
     assert problems == [data.task.problem("train", i) for i in one]
 
 
 def test_problems_of_an_endless_task_keep_their_order():
     data = DataConfig(task=Arithmetic(), num_train=8)
     assert read_indices(data, 8, seed=3) == [*range(8)] * 3
+
+
+def test_validation_takes_other_problems_than_training_and_always_the_same(tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"question": f"{i}+1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = DataConfig(task=Jsonl(path=path, reserved=0.5), num_train=0)
+
+    def questions(examples: Examples, step: int) -> list[str]:
+        return [problem.question for problem in examples.problems(step, 0, examples.batch_size)]
+
+    held_out = [problem.question for problem in data.task.read("validation")]
+    six, every = (ValidationConfig(every=1, num_problems=number).examples(data.task) for number in (6, 1000))
+    assert questions(six, 0) == questions(six, 5)
+    assert len(set(questions(six, 0))) == 6
+    assert set(questions(six, 0)) < set(held_out)
+    assert questions(six, 0) != held_out[:6], "rows of a file may be sorted"
+    assert sorted(questions(every, 0)) == sorted(held_out)
+    assert not set(held_out) & set(questions(data.examples(data.size, seed=0), 0))
+
+
+def test_validation_without_a_split_is_refused_with_those_there_are():
+    task = Gsm8k(path=str(FIXTURES))
+    with pytest.raises(ValueError, match=r"gsm8k has no split 'validation' to validate on; set .* one of test, or"):
+        ValidationConfig(every=5).examples(task)
+    assert ValidationConfig(every=5, split="test").examples(task).batch_size == 4
+    with pytest.raises(ValueError, match="no split 'train'"):
+        ValidationConfig(every=5, split="train").examples(task)
+    assert ValidationConfig().of(task, lambda examples: None) is None
+    with pytest.raises(ValueError, match="got -1 and 512"):
+        ValidationConfig(every=-1)
 
 
 def test_all_problems_of_an_endless_task_are_refused_and_so_is_a_negative_number():

@@ -48,9 +48,19 @@ def config(**fields) -> LoopConfig:
     return LoopConfig(**{**settings, "optim": optim, **fields})
 
 
-def batch_at(step, start, stop):
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 3, generator=generator)[start:stop]
+class Numbers:
+    """Eight examples a step."""
+
+    def __init__(self, pause_s: float = 0.0):
+        self.pause_s = pause_s
+
+    def prepare(self, step, share):
+        """Nothing."""
+
+    def batch_at(self, step, start, stop):
+        time.sleep(self.pause_s)
+        generator = torch.Generator().manual_seed(step)
+        return torch.randn(8, 3, generator=generator)[start:stop]
 
 
 def loss(model, batch, generator):
@@ -60,13 +70,9 @@ def loss(model, batch, generator):
     return error.square().mean(), {"loss/square": error.square().mean()}
 
 
-def run(settings: LoopConfig, run_dir: Path, pause_s: float = 0.0, loss=loss):
-    def slow(step, start, stop):
-        time.sleep(pause_s)
-        return batch_at(step, start, stop)
-
+def run(settings: LoopConfig, run_dir: Path, pause_s: float = 0.0, loss=loss, **others):
     run_dir.mkdir(parents=True, exist_ok=True)
-    return loop.run(settings, run_dir, Net(), slow, loss, label="test")
+    return loop.run(settings, run_dir, Net(), Numbers(pause_s), loss, label="test", **others)
 
 
 def last_tensors(run_dir):
@@ -85,6 +91,27 @@ def assert_same_run(a, b):
         assert set(tensors) == set(tensors_b[name])
         assert all(torch.equal(tensor, tensors_b[name][k]) for k, tensor in tensors.items()), name
     assert logged(a) == logged(b)
+
+
+def test_validation_measures_the_weights_of_the_moment_and_changes_nothing(tmp_path):
+    """Three of eight examples, in micro-batches of two and one."""
+    held_out = loop.Validation(every=4, num_examples=3, batches=Numbers())
+    settings = config(micro_batch_size=2, log_every=6, optim=OptimConfig(lr=0.01, warmup_steps=2, ema_decay=0.0))
+
+    def plain(model, batch, generator):
+        error = model.second(model.first(batch).tanh()) - batch.sum(1, keepdim=True)
+        return error.square().mean(), {"loss/absolute": error.abs().mean()}
+
+    alone = run(settings, tmp_path / "alone", loss=plain)
+    net = run(settings, tmp_path / "watched", loss=plain, validation=held_out)
+    assert all(map(torch.equal, alone.parameters(), net.parameters()))
+    lines = logged(tmp_path / "watched")
+    assert [line["step"] for line in lines] == [4, 6]
+    value, terms = plain(net, Numbers().batch_at(6, 0, 3), None)
+    assert lines[1]["validation/loss/total"] == pytest.approx(value.item(), rel=1e-5)
+    assert lines[1]["validation/loss/absolute"] == pytest.approx(terms["loss/absolute"].item(), rel=1e-5)
+    assert lines[0]["validation/loss/total"] != lines[1]["validation/loss/total"]
+    assert "loss/total" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

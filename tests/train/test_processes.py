@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ladi import cli
 from ladi.train import loop, sharding
+from ladi.train.policy import RolloutBuffer
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -43,6 +44,7 @@ LOOP = (
     "--data.num-train 40 --loop.batch-size 4 --loop.micro-batch-size 2 --loop.log-every 1 --loop.checkpoint-every 2 "
     "--loop.steps 3"
 )
+HELD_OUT = "--validation.every 2 --validation.num-problems 4"
 REWARD = "--reward.functions tests.train.test_dlr:even_digits"
 """One with contrast for random models."""
 STAGES = ("sft", "vae", "reasoner", "rollout", "grpo", "rl", "dlr-warmup", "dlr")
@@ -68,9 +70,10 @@ def commands(out: str, root: str) -> dict[str, list[str]]:
         "dlr": f"--model-dir {root}/dlr-warmup/final --policy.num-generations 4 --policy.num-decoded 2 {REWARD} "
         "--policy.filter random",
     }
+    watched = {stage: args if "--policy" in args else f"{args} {HELD_OUT}" for stage, args in own.items()}
     return {
         stage: ["train", stage, "--preset", "cd3_tiny", "--out-dir", f"{out}/{stage}", *f"{args} {LOOP}".split()]
-        for stage, args in own.items()
+        for stage, args in watched.items()
     }
 
 
@@ -174,4 +177,6 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path, n
     monkeypatch.setattr(loop.Accelerator, "num_processes", number)
     settings = loop.LoopConfig(steps=1, batch_size=batch_size, micro_batch_size=2)
     with pytest.raises(ValueError, match=said):
-        loop.run(settings, tmp_path, torch.nn.Linear(1, 1), lambda *_: None, lambda *_: None, label="x")
+        loop.run(
+            settings, tmp_path, torch.nn.Linear(1, 1), RolloutBuffer(lambda *_: None, 1), lambda *_: None, label="x"
+        )

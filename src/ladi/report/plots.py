@@ -215,16 +215,21 @@ def smoothed(
     return steps[::stride], values[::stride], smooth[::stride]
 
 
-def loss_curve(points: Sequence[tuple[int, float]], name: str, plot_id: str) -> str:
-    """A faint raw curve and its running mean, on a log axis where all values are positive."""
+def loss_curve(
+    points: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], name: str, plot_id: str
+) -> str:
+    """A faint raw curve and its running mean, on a log axis if all values are positive; dots on held-out problems."""
     steps, values, smooth = smoothed(points)
     with mpl.rc_context(RC | {"font.size": 9}):
         figure, axes = new_axes(SMALL)
         axes.plot(steps, values, color=SERIES[0], alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth, color=SERIES[0], linewidth=1.5)
-        if len(values) and values.min() > 0:
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o-", color=SERIES[1], linewidth=1, markersize=3)
+        shown = [*values, *(value for _, value in held_out)]
+        if shown and min(shown) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(FixedLocator(log_ticks(values.min(), values.max())))
+            axes.yaxis.set_major_locator(FixedLocator(log_ticks(min(shown), max(shown))))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
         else:

@@ -125,14 +125,18 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     for number, run in enumerate(runs):
         losses = {key: points for key, points in run.metrics.items() if key.startswith("loss/")}
         figures = [
-            figure(plots.loss_curve(points, key, f"loss{number}-{i}"), f"<code>{html.escape(key)}</code>")
+            figure(
+                plots.loss_curve(points, run.metrics.get(f"validation/{key}", ()), key, f"loss{number}-{i}"),
+                f"<code>{html.escape(key)}</code>",
+            )
             for i, (key, points) in enumerate(losses.items())
         ]
         if figures:
             parts.append(f"<h3>{html.escape(run.name)}</h3><div class='plots small'>{''.join(figures)}</div>")
     lead = (
         "Faint lines are the logged values, strong lines their running mean (log axis if all are positive): "
-        "look for curves that are still falling at the end, or that jump."
+        "look for curves that are still falling at the end, or that jump. Dots are held-out problems, where a run "
+        "has them (<code>--validation.every</code>): where they rise, the training set is being learned by heart."
     )
     return Section("losses", "Training losses", lead, "".join(parts)) if parts else None
 

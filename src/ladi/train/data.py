@@ -7,9 +7,9 @@ order of its own: the data position is the step, and a resumed run reads what th
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ladi.rundir import folder_fingerprint, is_first_process, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
+from ladi.train.loop import Batches, Validation
 
 SAMPLE = 1000
 """Training problems of an endless task on which lengths are checked."""
@@ -90,22 +91,85 @@ class DataConfig:
         count = min(SAMPLE, self.size) if is_endless else self.size
         return [self.task.problem("train", i) for i in range(count)]
 
-    def problems(self, step: int, batch_size: int, start: int, stop: int, *, seed: int) -> list[Problem]:
-        """Examples [start, stop) of the batch of one step."""
-        indices = self.indices(step, batch_size, start, stop, seed=seed)
-        return [self.task.problem("train", i) for i in indices.tolist()]
-
-    def indices(self, step: int, batch_size: int, start: int, stop: int, *, seed: int) -> Int[Tensor, " B"]:
-        """Their positions in the training set.
+    def examples(self, batch_size: int, seed: int) -> "Examples":
+        """The batches of training.
 
         Rows of a file may be sorted, so every pass over a finite task is shuffled, by `seed`; what an endless task
         generates is independent, and passes over it keep its order.
         """
-        size, position = self.size, step * batch_size + torch.arange(start, stop)
-        if self.task.num_problems("train") is None:
-            return position % size
-        places = zip((position // size).tolist(), (position % size).tolist(), strict=True)
-        return torch.stack([pass_order(size, seed, number)[place] for number, place in places])
+        size, is_endless = self.size, self.task.num_problems("train") is None
+
+        def indices(step: int, start: int, stop: int) -> Int[Tensor, " B"]:
+            position = step * batch_size + torch.arange(start, stop)
+            if is_endless:
+                return position % size
+            places = zip((position // size).tolist(), (position % size).tolist(), strict=True)
+            return torch.stack([pass_order(size, seed, number)[place] for number, place in places])
+
+        return Examples(batch_size, indices, partial(self.task.problem, "train"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Losses on problems that are not trained on, logged as `validation/...`; none by default."""
+
+    every: int = 0
+    """Steps from one validation to the next; the last step has one too. 0 means none."""
+    split: str = "validation"
+    """Where its problems come from; name `test` where a task has no other, and then do not choose by it."""
+    num_problems: int = 512
+    """At most all."""
+
+    def __post_init__(self):
+        if self.every < 0 or self.num_problems < 1:
+            raise ValueError(
+                f"need every >= 0 and num_problems >= 1 (validation), got {self.every} and {self.num_problems}"
+            )
+
+    def of(self, task: TaskConfig, batches: "Callable[[Examples], Batches]") -> Validation | None:
+        """What `loop.run` takes, with its one batch made as those of training are; None without validation.
+
+        Raises:
+            ValueError: if the task has no such split, or no problems there.
+        """
+        if not self.every:
+            return None
+        examples = self.examples(task)
+        return Validation(self.every, examples.batch_size, batches(examples))
+
+    def examples(self, task: TaskConfig) -> "Examples":
+        """The one batch of validation.
+
+        Raises:
+            ValueError: if the task has no such split, or no problems there.
+        """
+        if self.split not in task.splits[1:]:
+            raise ValueError(
+                f"the task {task.name} has no split {self.split!r} to validate on; set --validation.split to one of "
+                f"{', '.join(task.splits[1:])}, or --validation.every 0"
+            )
+        available, problem = task.num_problems(self.split), partial(task.problem, self.split)
+        if available is None:
+            return Examples(self.num_problems, lambda step, start, stop: torch.arange(start, stop), problem)
+        if not available:
+            raise ValueError(f"the split {self.split!r} of the task {task.name} is empty; set --validation.every 0")
+        order = pass_order(available, 0, 0)
+        return Examples(min(self.num_problems, available), lambda step, start, stop: order[start:stop], problem)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which problems stand in the batches of a stage."""
+
+    batch_size: int
+    indices: Callable[[int, int, int], Int[Tensor, " B"]]
+    """Of examples [start, stop) of a step's batch: their positions in the split."""
+    problem: Callable[[int], Problem]
+    """The one at a position."""
+
+    def problems(self, step: int, start: int, stop: int) -> list[Problem]:
+        """Examples [start, stop) of a step's batch."""
+        return [self.problem(i) for i in self.indices(step, start, stop).tolist()]
 
 
 @lru_cache(maxsize=2)  # a batch seldom reaches into more than two passes
@@ -154,7 +218,13 @@ TOLERATED = 0.05
 """Share of texts that may be cut: outliers of real data."""
 
 
-def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 64) -> "LatentCache":
+ENCODED = 64
+"""Problems whose blocks are encoded in one pass."""
+
+
+def precompute_latents(
+    vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = ENCODED
+) -> "LatentCache":
     """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
 
     The VAE is loaded only if there is something to compute.
@@ -238,9 +308,28 @@ def encode_blocks(vae: ThoughtVAE, blocks: Sequence[Sequence[Block]], max_blocks
     return EncodedBlocks(mean, log_var, block_valid)
 
 
+def with_latents(
+    examples: Examples, task: TaskConfig, vae_dir: Path, max_blocks: int
+) -> "tuple[Examples, LatentCache]":
+    """The one batch of validation, numbered from 0, and the posteriors of its blocks, encoded here.
+
+    Raises:
+        ValueError: if a problem has more than `max_blocks` blocks.
+    """
+    problems = examples.problems(0, 0, examples.batch_size)
+    vae = ThoughtVAE.from_pretrained(located(vae_dir)).to(default_device())
+    blocks = [blocks_of(problem, vae.config.block, task.step_separator) for problem in problems]
+    parts = [encode_blocks(vae, blocks[i : i + ENCODED], max_blocks) for i in range(0, len(blocks), ENCODED)]
+    latents = LatentCache(
+        *(torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("mean", "log_var")),
+        num_blocks=torch.cat([part.valid.sum(1) for part in parts]).cpu(),
+    )
+    return Examples(len(problems), lambda step, start, stop: torch.arange(start, stop), problems.__getitem__), latents
+
+
 @dataclass(frozen=True)
 class LatentCache:
-    """Posteriors of the whole training set, in memory."""
+    """Posteriors of a set of problems, in memory."""
 
     mean: Float[Tensor, "P K N D"]
     log_var: Float[Tensor, "P K N D"]

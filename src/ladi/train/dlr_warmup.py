@@ -12,6 +12,7 @@ reinforcement learning needs; the likelihood of y at the policy's own means teac
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from ladi.models.decoding import append
 from ladi.models.vae import Posterior, read_posterior
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, Tokens, tokenize_pairs
+from ladi.train.data import DataConfig, Examples, Tokens, ValidationConfig, tokenize_pairs
 from ladi.train.vae import beta_share
 
 
@@ -52,6 +53,7 @@ class Config:
     without latents."""
     beta_warmup_steps: int = 0
     """Steps over which beta rises from 0 after those."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: loop.LoopConfig
 
     def __post_init__(self):
@@ -135,11 +137,28 @@ def loss(model: WarmStart, batch: Batch, generator: torch.Generator, beta: float
     }
 
 
+class Batches:
+    """`loop.Batches` of questions and worked solutions."""
+
+    def __init__(self, assistant: LatentAssistant, config: Config, examples: Examples):
+        self.main, self.config, self.examples = assistant.main, config, examples
+
+    def prepare(self, step: int, share: loop.Share) -> None:
+        """Nothing: the loss is a mean over problems."""
+
+    def batch_at(self, step: int, start: int, stop: int) -> Batch:
+        config, problems = self.config, self.examples.problems(step, start, stop)
+        questions, solutions = [p.question for p in problems], [sft_target(p, config.data.task) for p in problems]
+        _, target = tokenize_pairs(self.main, questions, solutions)  # latents take positions of the question
+        share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)
+        return Batch(questions, solutions, target, share)
+
+
 def main(config: Config) -> Path:
     """Train and save `final/` (assistant and projection); returns its path."""
     config.data.check()
     run_dir = open_run(config.out_dir, config)
-    task, batch_size = config.data.task, config.loop.batch_size
+    task = config.data.task
     assistant = LatentAssistant.from_backbones(
         config.assistant,
         Backbone.from_config(config.backbone, alphabet(task)),
@@ -149,19 +168,14 @@ def main(config: Config) -> Path:
     )
     model = WarmStart(assistant, Backbone.from_config(config.backbone, alphabet(task)), config.loop.seed)
 
-    def batch_at(step: int, start: int, stop: int) -> Batch:
-        problems = config.data.problems(step, batch_size, start, stop, seed=config.loop.seed)
-        questions, solutions = [p.question for p in problems], [sft_target(p, task) for p in problems]
-        _, target = tokenize_pairs(assistant.main, questions, solutions)  # latents take positions of the question
-        share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)
-        return Batch(questions, solutions, target, share)
-
+    batches = partial(Batches, assistant, config)
     model = loop.run(
         config.loop,
         run_dir,
         model,
-        batch_at,
+        batches(config.data.examples(config.loop.batch_size, config.loop.seed)),
         lambda model, batch, generator: loss(model, batch, generator, config.beta),
         label="dlr-warmup",
+        validation=config.validation.of(task, batches),
     )
     return loop.save_final(model.assistant, run_dir)

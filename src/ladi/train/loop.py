@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -48,9 +48,9 @@ from ladi.train import sharding
 from ladi.train.checkpoint import State
 from ladi.train.optim import ALIKE, OptimConfig, Treatment, ema_decay, gradient_norm, learning_rate
 
-BatchAt = Callable[[int, int, int], Any]
-"""batch_at(step, start, stop): examples [start, stop) of the step's batch; a pure function."""
 Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+HELD_OUT = 20_000_000
+"""Where the generators of validation's micro-batches begin; those of training are numbered by examples."""
 OnLog = Callable[[int, dict[str, float]], None]
 
 
@@ -110,25 +110,46 @@ class Share:
     """Sums a tensor over all processes."""
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """Where the examples of a step come from: pure functions of the step and of places in its batch."""
+
+    def prepare(self, step: int, share: Share) -> None:
+        """Called once a step, before its micro-batches, with this process's share of the batch."""
+
+    def batch_at(self, step: int, start: int, stop: int) -> Any:
+        """The micro-batch of examples [start, stop) of a step's batch."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Examples that are not trained on, one batch of them, and the steps from one look at their losses to the next."""
+
+    every: int
+    num_examples: int
+    batches: Batches
+
+
 class BatchCounts:
     """What the losses of a step divide by, such as tokens, counted over its whole batch, in all processes.
 
     Divided by its own count, a micro-batch would weigh as much with few tokens as with many. `count(step, first, stop)`
-    counts in some examples of a step; `prepare` is that of `run`.
+    counts in some examples of a step; `prepare` is that of `Batches`.
     """
 
-    def __init__(self, config: LoopConfig, count: Callable[[int, int, int], Sequence[int]]):
-        self.config, self.count = config, count
+    def __init__(self, count: Callable[[int, int, int], Sequence[int]]):
+        self.count = count
         self.of_batch: list[int] = []
+        self.batch_size = 0
 
     def prepare(self, step: int, share: Share) -> None:
         """Count the step's batch."""
-        counts = torch.tensor(self.count(step, share.first, share.stop), device=default_device())
-        self.of_batch = share.total(counts).tolist()
+        counts = [*self.count(step, share.first, share.stop), share.stop - share.first]
+        *self.of_batch, self.batch_size = share.total(torch.tensor(counts, device=default_device())).tolist()
 
     def of(self, start: int, stop: int) -> list[float]:
         """The counts that examples [start, stop) divide by: those of the batch, in proportion to the examples."""
-        return [count * (stop - start) / self.config.batch_size for count in self.of_batch]
+        return [count * (stop - start) / self.batch_size for count in self.of_batch]
 
 
 def share_size(config: LoopConfig, num_processes: int) -> int:
@@ -248,11 +269,11 @@ def run(
     config: LoopConfig,
     run_dir: Path,
     model: nn.Module,
-    batch_at: BatchAt,
+    batches: Batches,
     loss: Loss,
     *,
     label: str,
-    prepare: Callable[[int, Share], None] | None = None,
+    validation: Validation | None = None,
     unit: int = 1,
     shown: tuple[str, ...] = (),
     on_log: OnLog | None = None,
@@ -263,8 +284,8 @@ def run(
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
     Resumes from the newest checkpoint in `run_dir`, whatever the number of processes that wrote it. SIGTERM and SIGINT
-    end the current step, save, and exit. `prepare(step, share)` is called before the micro-batches of a step, with this
-    process's share of the batch.
+    end the current step, save, and exit. With a `validation` the losses of its examples, by the weights of the moment,
+    are logged too.
     `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
     which parameters have another learning rate or are not clipped. `by_layer` lets FSDP gather weights layer by layer;
@@ -319,18 +340,23 @@ def run(
             lr = learning_rate(config.optim, state.step, config.steps)
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = lr * group["scale"]
-            metrics = train_step(config, accelerator, module, state, batch_at, run_dir, prepare, unit, by_layer)
+            metrics = train_step(config, accelerator, module, state, batches, run_dir, unit, by_layer)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
             meter.add({**metrics, "optim/lr": lr})
             is_last = state.step == config.steps
-            if accelerator.is_main_process and (state.step % config.log_every == 0 or is_last):
+            validates = validation is not None and (state.step % validation.every == 0 or is_last)
+            if state.step % config.log_every == 0 or is_last or validates:
                 means = meter.take()
                 if samples_per_step:
                     means["time/samples_per_s"] = samples_per_step / means["time/step_s"]
-                append_metrics(run_dir, state.step, means)
-                accelerator.log(means, step=state.step)
-                advance(state.step, means)
+                if validation is not None and validates:
+                    means |= held_out_metrics(config, accelerator, module, state.step, validation, by_layer)
+                    meter = Meter()
+                if accelerator.is_main_process:
+                    append_metrics(run_dir, state.step, means)
+                    accelerator.log(means, step=state.step)
+                    advance(state.step, means)
             stops = any_process(accelerator, bool(stopped)) and state.step % unit == 0
             if state.step % config.checkpoint_every == 0 or is_last or stops:
                 state.save(run_dir, config.keep_checkpoints, writes=accelerator.is_main_process)
@@ -353,9 +379,8 @@ def train_step(
     accelerator: Accelerator,
     module: nn.Module,
     state: State,
-    batch_at: BatchAt,
+    batches: Batches,
     run_dir: Path,
-    prepare: Callable[[int, Share], None] | None,
     unit: int,
     by_layer: bool,
 ) -> dict[str, float]:
@@ -367,14 +392,13 @@ def train_step(
     delays_sync = accelerator.num_processes > 1 and not isinstance(module, FSDPModule)
     if isinstance(module, FSDPModule) and not by_layer:
         module.unshard()
-    if prepare is not None:
-        with accelerator.autocast():
-            prepare(state.step, Share(first, first + share, partial(summed, accelerator)))
+    with accelerator.autocast():
+        batches.prepare(state.step, Share(first, first + share, partial(summed, accelerator)))
     for start in starts:
         is_last = start + config.micro_batch_size >= first + share
         sync = accelerator.no_sync(module) if delays_sync and not is_last else nullcontext()
         with sync, accelerator.autocast():
-            batch = batch_at(state.step, start, min(start + config.micro_batch_size, first + share))
+            batch = batches.batch_at(state.step, start, min(start + config.micro_batch_size, first + share))
             value, metrics = module(batch, step_generator(config.seed, state.step, start))
         accelerator.backward(value / len(starts))
         parts.append({name: float(torch.as_tensor(x).detach()) for name, x in {"loss/total": value, **metrics}.items()})
@@ -393,6 +417,40 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad()
     return sums
+
+
+@torch.no_grad()
+def held_out_metrics(
+    config: LoopConfig, accelerator: Accelerator, module: nn.Module, step: int, validation: Validation, by_layer: bool
+) -> dict[str, float]:
+    """The loss and its terms over the validation's examples; the noise of the loss is the same every time.
+
+    Processes take equally many, so that they call sharded layers equally often; fewer examples than processes that are
+    left over are left out.
+    """
+    share = max(1, validation.num_examples // accelerator.num_processes)
+    first = min(share * accelerator.process_index, validation.num_examples - share)
+    module.eval()
+    if isinstance(module, FSDPModule) and not by_layer:
+        module.unshard()
+    parts: list[dict[str, float]] = []
+    with accelerator.autocast():
+        validation.batches.prepare(step, Share(first, first + share, partial(summed, accelerator)))
+        for start in range(first, first + share, config.micro_batch_size):
+            stop = min(start + config.micro_batch_size, first + share)
+            batch = validation.batches.batch_at(step, start, stop)
+            value, metrics = module(batch, step_generator(config.seed, 0, HELD_OUT + start))
+            weight = (stop - start) / share
+            parts.append({name: weight * float(x) for name, x in {"loss/total": value, **metrics}.items()})
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    module.train()
+    if accelerator.num_processes > 1:
+        parts = gather_object(parts)
+    names = {name for part in parts for name in part}
+    total = {name: math.fsum(part.get(name, 0.0) for part in parts) for name in sorted(names)}
+    return {f"validation/{name}": value / accelerator.num_processes for name, value in total.items()}
 
 
 def merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -430,7 +488,9 @@ def progress_bar(config: LoopConfig, step: int, label: str, shown: tuple[str, ..
 
     def terms(metrics: dict[str, float]) -> str:
         names = shown or tuple(name for name in metrics if name.startswith(("loss/", "vae/", "sft/")))
-        return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in names if name in metrics)
+        held_out = ("validation/loss/total",) if "validation/loss/total" in metrics else ()
+        texts = [f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in names if name in metrics]
+        return "  ".join(texts + [f"validation {metrics[name]:.4g}" for name in held_out])
 
     if not sys.stdout.isatty():
 

@@ -183,7 +183,7 @@ class Sliceable(Protocol):
 
 
 class RolloutBuffer:
-    """`prepare` and `batch_at` of `loop.run`: samples when a new unit of steps begins, then hands out slices.
+    """`loop.Batches` that samples when a new unit of steps begins, then hands out slices.
 
     `sample(step, share)` makes the rollout of a process's share of the questions of a batch. It must depend on the
     weights and its arguments alone, so that a resumed run equals the uninterrupted one.
@@ -224,8 +224,10 @@ def optimise(
     """
     batch_size, num_iterations = config.loop.batch_size, config.policy.num_iterations
 
+    examples = config.data.examples(batch_size, config.loop.seed)
+
     def sample_batch(step: int, share: loop.Share) -> Sliceable:
-        problems = config.data.problems(step, batch_size, share.first, share.stop, seed=config.loop.seed)
+        problems = examples.problems(step, share.first, share.stop)
         return sample(problems, Streams.of(config.loop.seed, range(share.first, share.stop), step), share.total)
 
     buffer = RolloutBuffer(sample_batch, num_iterations)
@@ -233,10 +235,9 @@ def optimise(
         config.loop,
         run_dir,
         model,
-        buffer.batch_at,
+        buffer,
         lambda wrapped, rollout, generator: loss(wrapped, rollout),
         label=label,
-        prepare=buffer.prepare,
         unit=num_iterations,
         shown=SHOWN,
         on_log=on_log,

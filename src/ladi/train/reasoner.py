@@ -6,12 +6,12 @@ L = flow_weight L_FM + answer_weight L_answer + stop_weight L_stop        (LaDiR
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ladi.arrays import Bool, Float, Int, Tensor
+from ladi.arrays import Bool, Float, Tensor
 from ladi.bundled import located
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
@@ -21,19 +21,21 @@ from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
-from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import (
     TOLERATED,
     DataConfig,
     EncodedBlocks,
+    Examples,
     LatentCache,
     Tokens,
+    ValidationConfig,
     check_lengths,
     count_tokens,
     num_tokens,
     precompute_latents,
     tokenize_pairs,
+    with_latents,
 )
 
 
@@ -72,6 +74,7 @@ class Config:
     """Where the latents of the training set are cached."""
     max_blocks: int = 2
     max_answer_tokens: int = 64
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     loop: loop.LoopConfig
 
@@ -182,37 +185,49 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
 
 
 class Batches:
-    """`batch_at` and `prepare` of stages 1 and 2: problems and cached latents of one slice of a step."""
+    """`loop.Batches` of stages 1 and 2: problems and the latents that are kept of them."""
 
-    def __init__(self, reasoner: LatentReasoner, cache: LatentCache, config):
-        self.backbone, self.cache, self.config = reasoner.backbone, cache, config
+    def __init__(self, reasoner: LatentReasoner, config, examples: Examples, latents: LatentCache):
+        self.backbone, self.config, self.examples, self.latents = reasoner.backbone, config, examples, latents
         self.scale = LatentScale.from_pretrained(config.vae_dir)
-        self.counts = loop.BatchCounts(config.loop, self.count)
+        self.counts = loop.BatchCounts(self.count)
         self.prepare = self.counts.prepare
-
-    def indices(self, step: int, start: int, stop: int) -> Int[Tensor, " B"]:
-        config = self.config.loop
-        return self.config.data.indices(step, config.batch_size, start, stop, seed=config.seed)
-
-    def problems(self, step: int, start: int, stop: int) -> list[Problem]:
-        return [self.config.data.task.problem("train", i) for i in self.indices(step, start, stop).tolist()]
 
     def count(self, step: int, start: int, stop: int) -> list[int]:
         """Tokens of the answers, and blocks."""
-        answers = [problem.answer for problem in self.problems(step, start, stop)]
-        num_blocks = self.cache.num_blocks[self.indices(step, start, stop)].sum()
+        answers = [problem.answer for problem in self.examples.problems(step, start, stop)]
+        num_blocks = self.latents.num_blocks[self.examples.indices(step, start, stop)].sum()
         return [count_tokens(self.backbone, answers), int(num_blocks)]
 
     def batch_at(self, step: int, start: int, stop: int) -> Batch:
-        config, problems = self.config, self.problems(step, start, stop)
+        problems = self.examples.problems(step, start, stop)
         return make_batch(
             self.scale,
-            self.cache.rows(self.indices(step, start, stop), self.backbone.device),
+            self.latents.rows(self.examples.indices(step, start, stop), self.backbone.device),
             tokenize_pairs(self.backbone, [p.question for p in problems], [p.answer for p in problems]),
-            config.loss.target,
-            loop.step_generator(config.loop.seed, step, 10_000 + start),
+            self.config.loss.target,
+            loop.step_generator(self.config.loop.seed, step, 10_000 + start),
             self.counts.of(start, stop),
         )
+
+
+def train(config, run_dir: Path, reasoner: LatentReasoner, loss: loop.Loss, **settings: Any) -> Path:
+    """Run stage 1 or 2 on the latents of its problems and save `final/`; returns its path."""
+    task, most = config.data.task, reasoner.config.max_blocks
+    with loop.main_process_first():
+        latents = precompute_latents(config.vae_dir, config.data, config.latents_path, most)
+    reasoner = loop.run(
+        config.loop,
+        run_dir,
+        reasoner,
+        Batches(reasoner, config, config.data.examples(config.loop.batch_size, config.loop.seed), latents),
+        loss,
+        validation=config.validation.of(
+            task, lambda examples: Batches(reasoner, config, *with_latents(examples, task, config.vae_dir, most))
+        ),
+        **settings,
+    )
+    return loop.save_final(reasoner, run_dir)
 
 
 def check_problems(config: Config, block: str, backbone: Backbone) -> None:
@@ -247,16 +262,10 @@ def main(config: Config) -> Path:
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
     reasoner = LatentReasoner.from_backbone(shape, backbone, vae_dir, config.loop.seed)
-    with loop.main_process_first():
-        cache = precompute_latents(vae_dir, config.data, config.latents_path, config.max_blocks)
-    batches = Batches(reasoner, cache, config)
-    reasoner = loop.run(
-        config.loop,
+    return train(
+        config,
         run_dir,
         reasoner,
-        batches.batch_at,
         lambda model, batch, generator: loss(model, batch, generator, config.loss),
         label="reasoner",
-        prepare=batches.prepare,
     )
-    return loop.save_final(reasoner, run_dir)

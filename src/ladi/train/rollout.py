@@ -18,8 +18,8 @@ from ladi.models.decoding import Prefix, append
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, precompute_latents
-from ladi.train.reasoner import Batch, Batches, LossConfig, answer_loss, draw_rows, flow_loss, stop_loss, total
+from ladi.train.data import DataConfig, ValidationConfig
+from ladi.train.reasoner import Batch, LossConfig, answer_loss, draw_rows, flow_loss, stop_loss, total, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Config:
     """The VAE of its latents."""
     latents_path: Path
     """Where the latents of the training set are cached."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     loop: loop.LoopConfig
@@ -130,17 +131,11 @@ def main(config: Config) -> Path:
     config.data.check()
     run_dir = open_run(config.out_dir, config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
-    with loop.main_process_first():
-        cache = precompute_latents(config.vae_dir, config.data, config.latents_path, reasoner.config.max_blocks)
-    batches = Batches(reasoner, cache, config)
-    reasoner = loop.run(
-        config.loop,
+    return train(
+        config,
         run_dir,
         reasoner,
-        batches.batch_at,
         lambda model, batch, generator: loss(model, batch, generator, config.loss, config.rollout),
         label="rollout",
-        prepare=batches.prepare,
         by_layer=False,  # processes see different numbers of blocks
     )
-    return loop.save_final(reasoner, run_dir)

@@ -4,6 +4,7 @@ The result is the autoregressive baseline, and the language model that the VAE a
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from ladi.losses import token_cross_entropy
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
 from ladi.rundir import open_run
+from ladi.tasks import TaskConfig
 from ladi.train import loop
-from ladi.train.data import DataConfig, Tokens, count_tokens, tokenize_pairs
+from ladi.train.data import DataConfig, Examples, Tokens, ValidationConfig, count_tokens, tokenize_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora_rank: int = 0
     """Above 0, train LoRA of this rank instead of all weights."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: loop.LoopConfig
 
 
@@ -58,6 +61,25 @@ def loss(backbone: Backbone, batch: Batch, generator: torch.Generator):
     return ce, {"loss/answer": ce.detach(), "sft/exact_teacher_forced": exact}
 
 
+class Batches:
+    """`loop.Batches` of questions and texts to write."""
+
+    def __init__(self, backbone: Backbone, task: TaskConfig, examples: Examples):
+        self.backbone, self.task, self.examples = backbone, task, examples
+        self.counts = loop.BatchCounts(self.count)
+        self.prepare = self.counts.prepare
+
+    def texts(self, step: int, start: int, stop: int) -> tuple[list[str], list[str]]:
+        problems = self.examples.problems(step, start, stop)
+        return [p.question for p in problems], [sft_target(p, self.task) for p in problems]
+
+    def count(self, step: int, start: int, stop: int) -> list[int]:
+        return [count_tokens(self.backbone, self.texts(step, start, stop)[1])]
+
+    def batch_at(self, step: int, start: int, stop: int) -> Batch:
+        return Batch(*tokenize_pairs(self.backbone, *self.texts(step, start, stop)), *self.counts.of(start, stop))
+
+
 def main(config: Config) -> Path:
     """Train and save `final/`; returns its path."""
     config.data.check()
@@ -65,16 +87,14 @@ def main(config: Config) -> Path:
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
-    task, batch_size = config.data.task, config.loop.batch_size
-
-    def texts(step: int, start: int, stop: int) -> tuple[list[str], list[str]]:
-        problems = config.data.problems(step, batch_size, start, stop, seed=config.loop.seed)
-        return [p.question for p in problems], [sft_target(p, task) for p in problems]
-
-    counts = loop.BatchCounts(config.loop, lambda *examples: [count_tokens(backbone, texts(*examples)[1])])
-
-    def batch_at(step: int, start: int, stop: int) -> Batch:
-        return Batch(*tokenize_pairs(backbone, *texts(step, start, stop)), *counts.of(start, stop))
-
-    backbone = loop.run(config.loop, run_dir, backbone, batch_at, loss, label="sft", prepare=counts.prepare)
+    batches = partial(Batches, backbone, config.data.task)
+    backbone = loop.run(
+        config.loop,
+        run_dir,
+        backbone,
+        batches(config.data.examples(config.loop.batch_size, config.loop.seed)),
+        loss,
+        label="sft",
+        validation=config.validation.of(config.data.task, batches),
+    )
     return loop.save_final(backbone, run_dir)

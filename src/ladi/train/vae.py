@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem
 from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import TOLERATED, DataConfig, check_lengths, num_tokens
+from ladi.train.data import TOLERATED, DataConfig, Examples, ValidationConfig, check_lengths, num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Config:
     """Training problems over which the latents' mean and standard deviation are taken, at most all."""
     gate_problems: int = 1000
     """Problems of the reconstruction report, of the split `validation` (`test` where there is none), at most all."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: loop.LoopConfig
 
 
@@ -110,6 +112,22 @@ def first_problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
     return [task.problem(split, i) for i in range(count if available is None else min(count, available))]
 
 
+class Batches:
+    """`loop.Batches` of all blocks of some problems."""
+
+    def __init__(self, vae: ThoughtVAE, config: Config, examples: Examples):
+        self.vae, self.config, self.examples = vae, config, examples
+        self.counts = loop.BatchCounts(lambda *some: [len(self.blocks(*some))])
+        self.prepare = self.counts.prepare
+
+    def blocks(self, step: int, start: int, stop: int) -> list[Block]:
+        return all_blocks(self.examples.problems(step, start, stop), self.config.data.task, self.config.vae.block)
+
+    def batch_at(self, step: int, start: int, stop: int) -> Batch:
+        share = beta_share(step, self.config.beta_warmup_steps)
+        return Batch(self.vae.tokenize(self.blocks(step, start, stop)), share, *self.counts.of(start, stop))
+
+
 def main(config: Config) -> Path:
     """Train, store latent statistics, report reconstruction; save `final/` and return its path.
 
@@ -125,21 +143,13 @@ def main(config: Config) -> Path:
     lengths, most = num_tokens(vae.decoder, texts), config.vae.max_block_tokens
     check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens", TOLERATED)
 
-    def blocks(step: int, start: int, stop: int) -> list[Block]:
-        problems = config.data.problems(step, config.loop.batch_size, start, stop, seed=config.loop.seed)
-        return all_blocks(problems, task, block)
-
-    counts = loop.BatchCounts(config.loop, lambda *examples: [len(blocks(*examples))])
-
-    def batch_at(step: int, start: int, stop: int) -> Batch:
-        share = beta_share(step, config.beta_warmup_steps)
-        return Batch(vae.tokenize(blocks(step, start, stop)), share, *counts.of(start, stop))
-
-    vae = loop.run(config.loop, run_dir, vae, batch_at, loss, label="vae", prepare=counts.prepare).eval()
+    examples = config.data.examples(config.loop.batch_size, config.loop.seed)
+    batches = partial(Batches, vae, config)
+    validation = config.validation.of(task, batches)
+    vae = loop.run(config.loop, run_dir, vae, batches(examples), loss, label="vae", validation=validation).eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
     num_statistics = min(config.statistics_problems, config.data.size)
-    typical = config.data.problems(0, num_statistics, 0, num_statistics, seed=config.loop.seed)
-    store_statistics(vae, all_blocks(typical, task, block), generator)
+    store_statistics(vae, all_blocks(examples.problems(0, 0, num_statistics), task, block), generator)
     split = "validation" if "validation" in task.splits else "test"
     saved = loop.save_final(vae, run_dir)
     held_out = all_blocks(first_problems(task, split, config.gate_problems), task, block)
