@@ -40,7 +40,6 @@ base() {  # steps of AR SFT, steps of stage 1, label
 }
 base 1000 2000 ""
 for s in 0 1 2; do reinforced $s 1000 2000 ""; done
-ladi report $RL --out $RL/table.html --markdown docs/results.md#cd3_few_rl --over-seeds --against "AR SFT + token GRPO"
 base 3000 8000 ", by heart"
 reinforced 0 3000 8000 ", by heart"
 ladi report $RL --out $RL/table.html --markdown docs/results.md#cd3_few_rl --over-seeds --against "AR SFT + token GRPO"

@@ -72,13 +72,13 @@ def velocity_mse(
 ) -> Float[Tensor, ""]:
     """Squared error of the velocity: mean over latents and channels, then over the blocks that `mask` keeps.
 
-    Without a mask all blocks count. `count`: of blocks.
+    Without a mask all blocks count. `count`: of blocks, beside a mask.
 
     Raises:
         ValueError: if the mask is empty.
     """
     error = (v.float() - target.float()).square().mean(dim=(-2, -1))  # (*batch)
-    return masked_mean(error, torch.ones_like(error, dtype=torch.bool) if mask is None else mask, count)
+    return error.mean() if mask is None else masked_mean(error, mask, count)
 
 
 def _check_not_empty(mask: Bool[Tensor, "*shape"]) -> None:

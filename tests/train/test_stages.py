@@ -16,7 +16,7 @@ from ladi.bundled import ASSETS
 from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.vae import ThoughtVAEConfig
-from ladi.rundir import folder_fingerprint
+from ladi.rundir import folder_fingerprint, read_metrics
 from ladi.tasks import TaskConfig
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
@@ -186,17 +186,13 @@ def unequal_rows(path: Path) -> Jsonl:
     return Jsonl(path=path, reserved=1e-6)
 
 
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_texts_of_unequal_length_train_alike_in_micro_batches_of_any_size(tmp_path):
     """A mean over each micro-batch would count the tokens of short texts for more."""
     data, logged = DataConfig(task=unequal_rows(tmp_path / "my.jsonl"), num_train=8), []
     for micro in (1, 8):
         limits = LoopConfig(steps=3, batch_size=8, micro_batch_size=micro, log_every=1)
         stage_sft.main(stage_sft.Config(out_dir=tmp_path / f"{micro}", data=data, loop=limits))
-        logged.append(metrics(tmp_path / f"{micro}"))
+        logged.append(read_metrics(tmp_path / f"{micro}"))
     for one, whole in zip(*logged, strict=True):
         assert one["loss/answer"] == pytest.approx(whole["loss/answer"], rel=1e-5)
         assert one["optim/grad_norm"] == pytest.approx(whole["optim/grad_norm"], rel=1e-4)
@@ -209,7 +205,7 @@ def test_chains_of_unequal_length_weigh_alike_in_the_vae_in_micro_batches_of_any
         folder.mkdir()
         config = one_step_vae(folder, unequal_rows(folder / "my.jsonl"), 8, 8)
         stage_a.main(replace(config, loop=LoopConfig(steps=1, batch_size=8, micro_batch_size=micro)))
-        logged.append(metrics(config.out_dir)[0]["loss/kl"])
+        logged.append(read_metrics(config.out_dir)[0]["loss/kl"])
     assert logged[0] == pytest.approx(logged[1], rel=1e-5)
 
 
