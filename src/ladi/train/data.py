@@ -29,7 +29,7 @@ from ladi.rundir import folder_fingerprint, is_first_process, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
-from ladi.train.loop import Batches, Validation
+from ladi.train.loop import Share, Validation
 
 SAMPLE = 1000
 """Training problems of an endless task on which lengths are checked."""
@@ -126,7 +126,7 @@ class ValidationConfig:
                 f"need every >= 0 and num_problems >= 1 (validation), got {self.every} and {self.num_problems}"
             )
 
-    def of(self, task: TaskConfig, batches: "Callable[[Examples], Batches]") -> Validation | None:
+    def of(self, task: TaskConfig, batches: "Callable[[Examples], ProblemBatches]") -> Validation | None:
         """What `loop.run` takes, with its one batch made as those of training are; None without validation.
 
         Raises:
@@ -170,6 +170,54 @@ class Examples:
     def problems(self, step: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of a step's batch."""
         return [self.problem(i) for i in self.indices(step, start, stop).tolist()]
+
+
+@dataclass(frozen=True)
+class Some:
+    """The problems of one micro-batch."""
+
+    step: int
+    start: int
+    """Where the first of them stands in the step's batch."""
+    problems: list[Problem]
+    indices: Int[Tensor, " B"]
+    """Their positions in the split."""
+    counts: list[float]
+    """What their losses divide by: the whole batch's counts, in proportion to the problems."""
+
+
+class ProblemBatches:
+    """`loop.Batches` of problems, which `make` turns into what a loss takes.
+
+    `count(problems, indices)` are numbers that the losses of a step divide by, such as tokens. They are taken over its
+    whole batch, in all processes: divided by its own count, a micro-batch would weigh as much with few tokens as with
+    many.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        make: Callable[[Some], Any],
+        count: Callable[[Sequence[Problem], Tensor], Sequence[int]],
+    ):
+        self.examples, self.make, self.count = examples, make, count
+        self.first = self.batch_size = 0
+        self.problems: list[Problem] = []
+        self.indices = torch.empty(0, dtype=torch.long)
+        self.counts: list[int] = []
+
+    def prepare(self, step: int, share: Share) -> None:
+        """Take this process's problems and count the step's batch."""
+        self.first, self.indices = share.first, self.examples.indices(step, share.first, share.stop)
+        self.problems = [self.examples.problem(i) for i in self.indices.tolist()]
+        counts = torch.tensor([*self.count(self.problems, self.indices), len(self.problems)], device=default_device())
+        *self.counts, self.batch_size = share.total(counts).tolist()
+
+    def batch_at(self, step: int, start: int, stop: int) -> Any:
+        """Examples [start, stop) of the step's batch."""
+        rows = slice(start - self.first, stop - self.first)
+        counts = [count * (stop - start) / self.batch_size for count in self.counts]
+        return self.make(Some(step, start, self.problems[rows], self.indices[rows], counts))
 
 
 @lru_cache(maxsize=2)  # a batch seldom reaches into more than two passes

@@ -28,7 +28,7 @@ from ladi.models.decoding import append
 from ladi.models.vae import Posterior, read_posterior
 from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, Examples, Tokens, ValidationConfig, tokenize_pairs
+from ladi.train.data import DataConfig, Examples, ProblemBatches, Some, Tokens, ValidationConfig, tokenize_pairs
 from ladi.train.vae import beta_share
 
 
@@ -137,21 +137,18 @@ def loss(model: WarmStart, batch: Batch, generator: torch.Generator, beta: float
     }
 
 
-class Batches:
-    """`loop.Batches` of questions and worked solutions."""
+def batches_of(main: Backbone, config: Config, examples: Examples) -> ProblemBatches:
+    """Questions and worked solutions; the loss is a mean over problems, so that nothing else is counted."""
 
-    def __init__(self, assistant: LatentAssistant, config: Config, examples: Examples):
-        self.main, self.config, self.examples = assistant.main, config, examples
-
-    def prepare(self, step: int, share: loop.Share) -> None:
-        """Nothing: the loss is a mean over problems."""
-
-    def batch_at(self, step: int, start: int, stop: int) -> Batch:
-        config, problems = self.config, self.examples.problems(step, start, stop)
-        questions, solutions = [p.question for p in problems], [sft_target(p, config.data.task) for p in problems]
-        _, target = tokenize_pairs(self.main, questions, solutions)  # latents take positions of the question
-        share = 0.0 if step < config.free_steps else beta_share(step - config.free_steps, config.beta_warmup_steps)
+    def make(some: Some) -> Batch:
+        questions = [p.question for p in some.problems]
+        solutions = [sft_target(p, config.data.task) for p in some.problems]
+        _, target = tokenize_pairs(main, questions, solutions)  # latents take positions of the question
+        free = some.step < config.free_steps
+        share = 0.0 if free else beta_share(some.step - config.free_steps, config.beta_warmup_steps)
         return Batch(questions, solutions, target, share)
+
+    return ProblemBatches(examples, make, lambda problems, _: [])
 
 
 def main(config: Config) -> Path:
@@ -168,7 +165,7 @@ def main(config: Config) -> Path:
     )
     model = WarmStart(assistant, Backbone.from_config(config.backbone, alphabet(task)), config.loop.seed)
 
-    batches = partial(Batches, assistant, config)
+    batches = partial(batches_of, assistant.main, config)
     model = loop.run(
         config.loop,
         run_dir,

@@ -34,7 +34,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ladi.arrays import Tensor
-from ladi.devices import default_device
 from ladi.models.backbone import Backbone
 from ladi.rundir import (
     append_metrics,
@@ -112,7 +111,7 @@ class Share:
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where the examples of a step come from: pure functions of the step and of places in its batch."""
+    """Where the examples of a step come from, which depend on the step and on places in its batch alone."""
 
     def prepare(self, step: int, share: Share) -> None:
         """Called once a step, before its micro-batches, with this process's share of the batch."""
@@ -128,28 +127,6 @@ class Validation:
     every: int
     num_examples: int
     batches: Batches
-
-
-class BatchCounts:
-    """What the losses of a step divide by, such as tokens, counted over its whole batch, in all processes.
-
-    Divided by its own count, a micro-batch would weigh as much with few tokens as with many. `count(step, first, stop)`
-    counts in some examples of a step; `prepare` is that of `Batches`.
-    """
-
-    def __init__(self, count: Callable[[int, int, int], Sequence[int]]):
-        self.count = count
-        self.of_batch: list[int] = []
-        self.batch_size = 0
-
-    def prepare(self, step: int, share: Share) -> None:
-        """Count the step's batch."""
-        counts = [*self.count(step, share.first, share.stop), share.stop - share.first]
-        *self.of_batch, self.batch_size = share.total(torch.tensor(counts, device=default_device())).tolist()
-
-    def of(self, start: int, stop: int) -> list[float]:
-        """The counts that examples [start, stop) divide by: those of the batch, in proportion to the examples."""
-        return [count * (stop - start) / self.batch_size for count in self.of_batch]
 
 
 def share_size(config: LoopConfig, num_processes: int) -> int:
@@ -345,13 +322,13 @@ def run(
             state.step += 1
             meter.add({**metrics, "optim/lr": lr})
             is_last = state.step == config.steps
-            validates = validation is not None and (state.step % validation.every == 0 or is_last)
-            if state.step % config.log_every == 0 or is_last or validates:
+            due = validation if validation is not None and (state.step % validation.every == 0 or is_last) else None
+            if state.step % config.log_every == 0 or is_last or due is not None:
                 means = meter.take()
                 if samples_per_step:
                     means["time/samples_per_s"] = samples_per_step / means["time/step_s"]
-                if validation is not None and validates:
-                    means |= held_out_metrics(config, accelerator, module, state.step, validation, by_layer)
+                if due is not None:
+                    means |= held_out_metrics(config, accelerator, module, state.step, due, by_layer)
                     meter = Meter()
                 if accelerator.is_main_process:
                     append_metrics(run_dir, state.step, means)
@@ -488,9 +465,8 @@ def progress_bar(config: LoopConfig, step: int, label: str, shown: tuple[str, ..
 
     def terms(metrics: dict[str, float]) -> str:
         names = shown or tuple(name for name in metrics if name.startswith(("loss/", "vae/", "sft/")))
-        held_out = ("validation/loss/total",) if "validation/loss/total" in metrics else ()
-        texts = [f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in names if name in metrics]
-        return "  ".join(texts + [f"validation {metrics[name]:.4g}" for name in held_out])
+        titles = {name: name.split("/")[-1] for name in names} | {"validation/loss/total": "validation"}
+        return "  ".join(f"{title} {metrics[name]:.4g}" for name, title in titles.items() if name in metrics)
 
     if not sys.stdout.isatty():
 

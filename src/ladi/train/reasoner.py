@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ladi.arrays import Bool, Float, Tensor
+from ladi.arrays import Bool, Float, Int, Tensor
 from ladi.bundled import located
 from ladi.flow.path import mix, velocity_target
 from ladi.flow.times import draw_times
@@ -21,6 +21,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
 from ladi.rundir import open_run
+from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import (
     TOLERATED,
@@ -28,6 +29,8 @@ from ladi.train.data import (
     EncodedBlocks,
     Examples,
     LatentCache,
+    ProblemBatches,
+    Some,
     Tokens,
     ValidationConfig,
     check_lengths,
@@ -184,31 +187,25 @@ def loss(reasoner: LatentReasoner, batch: Batch, generator: torch.Generator, con
     )
 
 
-class Batches:
-    """`loop.Batches` of stages 1 and 2: problems and the latents that are kept of them."""
+def batches_of(reasoner: LatentReasoner, config, examples: Examples, latents: LatentCache) -> ProblemBatches:
+    """Problems and the latents that are kept of them, for stages 1 and 2."""
+    backbone, scale = reasoner.backbone, LatentScale.from_pretrained(config.vae_dir)
 
-    def __init__(self, reasoner: LatentReasoner, config, examples: Examples, latents: LatentCache):
-        self.backbone, self.config, self.examples, self.latents = reasoner.backbone, config, examples, latents
-        self.scale = LatentScale.from_pretrained(config.vae_dir)
-        self.counts = loop.BatchCounts(self.count)
-        self.prepare = self.counts.prepare
-
-    def count(self, step: int, start: int, stop: int) -> list[int]:
+    def count(problems: Sequence[Problem], indices: Int[Tensor, " B"]) -> list[int]:
         """Tokens of the answers, and blocks."""
-        answers = [problem.answer for problem in self.examples.problems(step, start, stop)]
-        num_blocks = self.latents.num_blocks[self.examples.indices(step, start, stop)].sum()
-        return [count_tokens(self.backbone, answers), int(num_blocks)]
+        return [count_tokens(backbone, [p.answer for p in problems]), int(latents.num_blocks[indices].sum())]
 
-    def batch_at(self, step: int, start: int, stop: int) -> Batch:
-        problems = self.examples.problems(step, start, stop)
+    def make(some: Some) -> Batch:
         return make_batch(
-            self.scale,
-            self.latents.rows(self.examples.indices(step, start, stop), self.backbone.device),
-            tokenize_pairs(self.backbone, [p.question for p in problems], [p.answer for p in problems]),
-            self.config.loss.target,
-            loop.step_generator(self.config.loop.seed, step, 10_000 + start),
-            self.counts.of(start, stop),
+            scale,
+            latents.rows(some.indices, backbone.device),
+            tokenize_pairs(backbone, [p.question for p in some.problems], [p.answer for p in some.problems]),
+            config.loss.target,
+            loop.step_generator(config.loop.seed, some.step, 10_000 + some.start),
+            some.counts,
         )
+
+    return ProblemBatches(examples, make, count)
 
 
 def train(config, run_dir: Path, reasoner: LatentReasoner, loss: loop.Loss, **settings: Any) -> Path:
@@ -220,10 +217,10 @@ def train(config, run_dir: Path, reasoner: LatentReasoner, loss: loop.Loss, **se
         config.loop,
         run_dir,
         reasoner,
-        Batches(reasoner, config, config.data.examples(config.loop.batch_size, config.loop.seed), latents),
+        batches_of(reasoner, config, config.data.examples(config.loop.batch_size, config.loop.seed), latents),
         loss,
         validation=config.validation.of(
-            task, lambda examples: Batches(reasoner, config, *with_latents(examples, task, config.vae_dir, most))
+            task, lambda examples: batches_of(reasoner, config, *with_latents(examples, task, config.vae_dir, most))
         ),
         **settings,
     )

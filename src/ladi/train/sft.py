@@ -17,7 +17,16 @@ from ladi.models.decoding import append
 from ladi.rundir import open_run
 from ladi.tasks import TaskConfig
 from ladi.train import loop
-from ladi.train.data import DataConfig, Examples, Tokens, ValidationConfig, count_tokens, tokenize_pairs
+from ladi.train.data import (
+    DataConfig,
+    Examples,
+    ProblemBatches,
+    Some,
+    Tokens,
+    ValidationConfig,
+    count_tokens,
+    tokenize_pairs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +70,14 @@ def loss(backbone: Backbone, batch: Batch, generator: torch.Generator):
     return ce, {"loss/answer": ce.detach(), "sft/exact_teacher_forced": exact}
 
 
-class Batches:
-    """`loop.Batches` of questions and texts to write."""
+def batches_of(backbone: Backbone, task: TaskConfig, examples: Examples) -> ProblemBatches:
+    """Questions and texts to write."""
 
-    def __init__(self, backbone: Backbone, task: TaskConfig, examples: Examples):
-        self.backbone, self.task, self.examples = backbone, task, examples
-        self.counts = loop.BatchCounts(self.count)
-        self.prepare = self.counts.prepare
+    def make(some: Some) -> Batch:
+        questions, targets = [p.question for p in some.problems], [sft_target(p, task) for p in some.problems]
+        return Batch(*tokenize_pairs(backbone, questions, targets), *some.counts)
 
-    def texts(self, step: int, start: int, stop: int) -> tuple[list[str], list[str]]:
-        problems = self.examples.problems(step, start, stop)
-        return [p.question for p in problems], [sft_target(p, self.task) for p in problems]
-
-    def count(self, step: int, start: int, stop: int) -> list[int]:
-        return [count_tokens(self.backbone, self.texts(step, start, stop)[1])]
-
-    def batch_at(self, step: int, start: int, stop: int) -> Batch:
-        return Batch(*tokenize_pairs(self.backbone, *self.texts(step, start, stop)), *self.counts.of(start, stop))
+    return ProblemBatches(examples, make, lambda ps, _: [count_tokens(backbone, [sft_target(p, task) for p in ps])])
 
 
 def main(config: Config) -> Path:
@@ -87,7 +87,7 @@ def main(config: Config) -> Path:
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)
-    batches = partial(Batches, backbone, config.data.task)
+    batches = partial(batches_of, backbone, config.data.task)
     backbone = loop.run(
         config.loop,
         run_dir,

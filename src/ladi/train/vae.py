@@ -17,7 +17,16 @@ from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem
 from ladi.tasks.blocks import Block
 from ladi.train import loop
-from ladi.train.data import TOLERATED, DataConfig, Examples, ValidationConfig, check_lengths, num_tokens
+from ladi.train.data import (
+    TOLERATED,
+    DataConfig,
+    Examples,
+    ProblemBatches,
+    Some,
+    ValidationConfig,
+    check_lengths,
+    num_tokens,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +121,15 @@ def first_problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
     return [task.problem(split, i) for i in range(count if available is None else min(count, available))]
 
 
-class Batches:
-    """`loop.Batches` of all blocks of some problems."""
+def batches_of(vae: ThoughtVAE, config: Config, examples: Examples) -> ProblemBatches:
+    """All blocks of some problems."""
+    task, block = config.data.task, config.vae.block
 
-    def __init__(self, vae: ThoughtVAE, config: Config, examples: Examples):
-        self.vae, self.config, self.examples = vae, config, examples
-        self.counts = loop.BatchCounts(lambda *some: [len(self.blocks(*some))])
-        self.prepare = self.counts.prepare
+    def make(some: Some) -> Batch:
+        tokens = vae.tokenize(all_blocks(some.problems, task, block))
+        return Batch(tokens, beta_share(some.step, config.beta_warmup_steps), *some.counts)
 
-    def blocks(self, step: int, start: int, stop: int) -> list[Block]:
-        return all_blocks(self.examples.problems(step, start, stop), self.config.data.task, self.config.vae.block)
-
-    def batch_at(self, step: int, start: int, stop: int) -> Batch:
-        share = beta_share(step, self.config.beta_warmup_steps)
-        return Batch(self.vae.tokenize(self.blocks(step, start, stop)), share, *self.counts.of(start, stop))
+    return ProblemBatches(examples, make, lambda problems, _: [len(all_blocks(problems, task, block))])
 
 
 def main(config: Config) -> Path:
@@ -144,7 +148,7 @@ def main(config: Config) -> Path:
     check_lengths("blocks", texts, lengths, "tokens", most, "--vae.max-block-tokens", TOLERATED)
 
     examples = config.data.examples(config.loop.batch_size, config.loop.seed)
-    batches = partial(Batches, vae, config)
+    batches = partial(batches_of, vae, config)
     validation = config.validation.of(task, batches)
     vae = loop.run(config.loop, run_dir, vae, batches(examples), loss, label="vae", validation=validation).eval()
     generator = loop.step_generator(config.loop.seed, config.loop.steps)
