@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DLR on Countdown-3 beside token GRPO on the main model: a 0.9M assistant steers a frozen main model of 0.9M (the bundled
-# AR SFT model; three seeds of puzzles, rollouts and evaluation) and one of 7.6M (one seed). 50 updates of 24 puzzles x 32
-# trajectories or texts. An hour and a half on two cores; every command resumes if it is interrupted.
+# AR SFT model) and one of 7.6M. 50 updates of 24 puzzles x 32 trajectories or texts; three seeds of puzzles, rollouts and
+# evaluation. Two hours on two cores; every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 P="--preset dlr_cd3"
@@ -56,8 +56,10 @@ MAIN=$R/sft/final
 ladi train sft $P
 ladi train dlr-warmup $P --out-dir $R/dlr_warmup
 before $MAIN
-grpo 2_grpo 0 $MAIN
-dlr 4_value "DLR, 6 of 32 by value" 0 $VALUE
+for s in 0 1 2; do
+  grpo 2_grpo $s $MAIN
+  dlr 4_value "DLR, 6 of 32 by value" $s $VALUE
+  dlr 4_all "DLR, 32 of 32" $s
+done
 dlr 5_value_150 "DLR, 6 of 32 by value, 150 updates" 0 $VALUE --loop.steps 150
-dlr 4_all "DLR, 32 of 32" 0
-ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3
+ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3 --over-seeds
