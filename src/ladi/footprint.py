@@ -192,11 +192,11 @@ class Passes:
         """Of `rows` texts of `tokens` tokens each, behind `before` cached positions."""
         return self.body(rows, tokens, before, frozen) + self.head(rows * tokens, frozen)
 
-    def texts(self, rows: int, tokens: Count, before: Count, at_once: int) -> Saved:
+    def texts(self, rows: int, tokens: Count, before: Count, at_once: int, frozen: bool = False) -> Saved:
         """Of sampled texts, where `at_once` > 0 in passes of so many, which are computed again as a whole."""
         if not at_once or rows * self.loop.micro_batch_size <= at_once:
-            return self.text(rows, tokens, before)
-        return self.piece().text(at_once, tokens, before).recomputed()
+            return self.text(rows, tokens, before, frozen)
+        return self.piece().text(at_once, tokens, before, frozen).recomputed()
 
     def piece(self) -> "Passes":
         """For rows of one problem that are computed again as a whole, not layer by layer."""
@@ -330,7 +330,7 @@ class Stages:
         longest = self.pipeline.dlr_warmup.assistant.max_answer_tokens
         if policy.text_weight:
             saved += main.body(decoded, latents + 1, size.question, frozen=True)
-            saved += main.text(decoded, longest, size.question + latents + 1, frozen=True)
+            saved += main.texts(decoded, longest, size.question + latents + 1, at_once, frozen=True)
         p, frozen = self.helper.num_parameters, self.main.num_parameters
         tokens = 3 * drawn * latents + decoded * (size.target + latents)
         sampled = max(

@@ -113,10 +113,11 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
     rollout = sampled(assistant, config)
     assert rollout.advantages.abs().max() > 0.1
     value, terms = dlr.loss(assistant, rollout, config)
-    assert float(terms["latent/ratio_max"]) == pytest.approx(1, abs=1e-4)
+    assert terms["latent/ratio_max"] == 1
     value.backward()
     prefix = assistant.policy.open(rollout.questions)
     means = dlr.read_trajectories(prefix, rollout.latents, assistant.policy.means, 0)
+    torch.testing.assert_close(means, (rollout.latents - 0.5 * rollout.noise).flatten(0, 1))  # those of the sampler
     log_probs = torch.distributions.Normal(means, 0.5).log_prob(rollout.latents.flatten(0, 1)).sum(-1).mean(1)
     plain = -(rollout.advantages.flatten() * log_probs).mean()
     (expected,) = torch.autograd.grad(plain, assistant.policy.mean_head.weight)
@@ -125,7 +126,7 @@ def test_on_policy_every_ratio_is_1_and_the_gradient_is_the_policy_gradient(assi
 
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_a_replay_in_pieces_equals_one_pass(assistant, at_once):
-    config = settings(gamma=0.5, beta=0.1)
+    config = settings(gamma=0.5, beta=0.1, text_weight=1.0, temperature=1.0)
     rollout, reference = sampled(assistant, config), other_policy(assistant)
     gradients = []
     for pieces in (0, at_once):
@@ -246,9 +247,8 @@ def cost(metrics, name):
     return [float(metrics[f"main/{name}forwards"]), float(metrics[f"main/{name}tokens"])]
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2])
-def test_the_cost_of_rollouts_and_replays_is_what_hooks_count(assistant, num_iterations):
-    config = settings(text_weight=1.0, temperature=1.0, num_iterations=num_iterations)
+def test_the_cost_of_rollouts_and_replays_is_what_hooks_count(assistant):
+    config = settings(text_weight=1.0, temperature=1.0)
     with counted(assistant) as passes:
         rollout = sampled(assistant, config)
     assert cost(rollout.metrics, "") == [sum(x) for x in zip(*passes, strict=True)]

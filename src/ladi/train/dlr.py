@@ -42,6 +42,7 @@ from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.optim import Treatment
 from ladi.train.policy import (
+    OldLogProbs,
     Texts,
     optimise,
     read_behind,
@@ -165,14 +166,10 @@ class Rollout:
     questions: list[str]
     noise: Float[Tensor, "P G T D"]
     latents: Float[Tensor, "P G T D"]
-    old_means: Float[Tensor, "P G T D"]
-    old_std: Float[Tensor, ""]
     decoded: Int[Tensor, "P K"]
     """Which trajectories the main model decoded."""
     texts: Texts
     """Of those, one each: R = K, M = 1."""
-    old_text_log_probs: Float[Tensor, "P K L"] | None
-    """Of the L tokens of texts, where an update needs them."""
     advantages: Float[Tensor, "P K"]
     num_tokens: int
     """Text tokens of the whole rollout that count."""
@@ -182,16 +179,12 @@ class Rollout:
 
     def rows(self, rows: Tensor) -> "Rollout":
         """The rollout of some questions, with the counts of the whole."""
-        old = self.old_text_log_probs
         return Rollout(
             questions=[self.questions[i] for i in rows.tolist()],
             noise=self.noise[rows],
             latents=self.latents[rows],
-            old_means=self.old_means[rows],
-            old_std=self.old_std,
             decoded=self.decoded[rows],
             texts=self.texts.rows(rows),
-            old_text_log_probs=None if old is None else old[rows],
             advantages=self.advantages[rows],
             num_tokens=self.num_tokens,
             num_questions=self.num_questions,
@@ -272,21 +265,13 @@ def sample_rollout(
     )
     texts = score(assistant.main, rewards, problems, sampled, (policy.num_decoded, 1), whole=True)
     judged = total_rewards(texts, assistant.main.detokenize(sampled.ids), policy, bool(rewards.functions))
-    old_text, scoring = None, MainCost()
-    if policy.text_weight and policy.num_iterations > 1:
-        main_prefix, scoring = assistant.main_prefix(questions, latents, rows)
-        old_text = text_log_probs(assistant.main, main_prefix, sampled.ids, sampled.valid, policy.temperature)
-        old_text, scoring = old_text.view(*decoded.shape, -1), scoring + replay_cost(sampled.ids)
     shared = MainCost(len(questions), assistant.main.tokenize(questions, opening=True)[0].numel())
     return Rollout(
         questions=questions,
         noise=noise,
         latents=latents,
-        old_means=latents - assistant.policy.std * noise,
-        old_std=assistant.policy.std.clone(),
         decoded=decoded,
         texts=replace(texts, rewards=judged),
-        old_text_log_probs=old_text,
         advantages=group_advantages(judged.squeeze(2), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(texts.counted(policy.mask_truncated_completions).sum())),
         num_questions=int(total(torch.tensor(len(problems), device=latents.device))),
@@ -295,7 +280,7 @@ def sample_rollout(
             **text_statistics(texts),
             **text_entropy(sampled, total),
             **latent_statistics(latents, assistant.policy.std),
-            **cost_statistics(cost, scoring, shared, policy, total, latents.device),
+            **cost_statistics(cost, shared, policy, total, latents.device),
             "filter/value_correlation": correlation(values.gather(1, decoded), judged.squeeze(2)),
         },
     )
@@ -314,12 +299,10 @@ def replay_cost(ids: Int[Tensor, "S T"]) -> MainCost:
 
 
 def cost_statistics(
-    decoding: MainCost, scoring: MainCost, shared: MainCost, policy: PolicyConfig, total: Total, device: torch.device
+    decoding: MainCost, shared: MainCost, policy: PolicyConfig, total: Total, device: torch.device
 ) -> dict[str, Tensor]:
-    """What the main model did for a rollout, and its shares of decoding all trajectories.
-
-    `main/forwards` (rows times passes) and `main/tokens` (positions, padding included) are those of decoding and, where
-    updates need old log-probabilities of the texts, of `scoring` them. The shares are of decoding alone,
+    """What the main model did for a rollout: `main/forwards` (rows times passes) and `main/tokens` (positions, padding
+    included), and their shares of decoding all trajectories,
 
         share = (Q + R) / (Q + R G / K)
 
@@ -327,10 +310,10 @@ def cost_statistics(
     prefixes and texts of the K trajectories. The texts of the other G - K are unknown: they count as the decoded ones
     do on average. 1 where all are decoded.
     """
-    counts = [[cost.forwards, cost.tokens] for cost in (decoding, scoring, shared)]
-    decoded, scored, questions = total(torch.tensor(counts, device=device))
+    counts = [[cost.forwards, cost.tokens] for cost in (decoding, shared)]
+    decoded, questions = total(torch.tensor(counts, device=device))
     whole = questions + (decoded - questions) * policy.num_generations / policy.num_decoded
-    forwards, tokens = decoded + scored
+    forwards, tokens = decoded
     share, token_share = decoded / whole
     return {
         "main/forwards": forwards,
@@ -359,13 +342,17 @@ def read_trajectories(
 
 
 def loss(
-    assistant: LatentAssistant, rollout: Rollout, config: Config, reference: LatentPolicy | None = None
+    assistant: LatentAssistant,
+    rollout: Rollout,
+    config: Config,
+    reference: LatentPolicy | None = None,
+    old: OldLogProbs | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L of a micro-batch of questions, and its terms for the log."""
-    policy, terms = config.policy, dict(rollout.metrics)
+    """L of a micro-batch of questions, and its terms for the log; without `old`, on policy."""
+    policy, terms, old = config.policy, dict(rollout.metrics), old or OldLogProbs()
     prefix = assistant.policy.open(rollout.questions)
     means = read_trajectories(prefix, rollout.latents, assistant.policy.means, policy.replay_trajectories)
-    value, stats = latent_term(assistant, rollout, means, config, reference)
+    value, stats = latent_term(assistant, rollout, means, old, config, reference)
     terms |= {"loss/latent": value.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
     if policy.gamma:
         contrast = contrastive_term(assistant, prefix, rollout, policy)
@@ -379,7 +366,7 @@ def loss(
         value = value + policy.value_weight * error
         terms["loss/value"] = error.detach()
     if policy.text_weight:
-        text_loss, stats, cost = text_term(assistant, rollout, config)
+        text_loss, stats, cost = text_term(assistant, rollout, old, config)
         value = value + policy.text_weight * text_loss
         terms |= stats
         share = len(rollout.questions) / rollout.num_questions  # the log has the mean over micro-batches
@@ -389,17 +376,18 @@ def loss(
 
 
 def latent_term(
-    assistant: LatentAssistant, rollout: Rollout, means: Tensor, config: Config, reference: LatentPolicy | None
+    assistant: LatentAssistant,
+    rollout: Rollout,
+    means: Tensor,
+    old: OldLogProbs,
+    config: Config,
+    reference: LatentPolicy | None,
 ):
     """Surrogate of the decoded trajectories (the others have no advantage): elements are their latents."""
     policy, rows = config.policy, rollout.decoded_rows
-    latents, old_means = (x.flatten(0, 1)[rows] for x in (rollout.latents, rollout.old_means))
-    means, std, reduction = means[rows], assistant.policy.std, policy.log_prob_reduction
-
-    def log_probs(mean: Tensor, std: Tensor) -> Float[Tensor, "S T"]:
-        return gaussian_log_prob(latents[:, :, None], mean[:, :, None], std, reduction)
-
-    new, old = log_probs(means, std), log_probs(old_means, rollout.old_std)
+    latents, means = rollout.latents.flatten(0, 1)[rows], means[rows]
+    std, reduction = assistant.policy.std, policy.log_prob_reduction
+    new = gaussian_log_prob(latents[:, :, None], means[:, :, None], std, reduction)
     kl = None
     if reference is not None:
         with torch.no_grad():
@@ -414,7 +402,7 @@ def latent_term(
     size = Normaliser(len(rows), len(rows) * num_latents, num_latents)
     mask = torch.ones_like(new, dtype=torch.bool)
     clip = config.latent.per_number(covered)
-    return surrogate(new, old, rollout.advantages.flatten(), mask, clip, size, kl, policy.beta)
+    return surrogate(new, old.of("latents", new), rollout.advantages.flatten(), mask, clip, size, kl, policy.beta)
 
 
 def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollout, policy: PolicyConfig) -> Tensor:
@@ -428,19 +416,18 @@ def contrastive_term(assistant: LatentAssistant, prefix: Prefix, rollout: Rollou
     return contrastive_loss(latents, policy.similarity, policy.contrastive_temperature)
 
 
-def text_term(assistant: LatentAssistant, rollout: Rollout, config: Config):
+def text_term(assistant: LatentAssistant, rollout: Rollout, old: OldLogProbs, config: Config):
     """Surrogate of the main model's sampled texts, with gradients through it into the projection; what to log; and what
     the main model's passes forward cost.
     """
     policy, texts = config.policy, rollout.texts
     prefix, cost = assistant.main_prefix(rollout.questions, rollout.latents, rollout.decoded_rows)
     ids, valid = texts.ids.flatten(0, 2), texts.valid.flatten(0, 2)
-    new = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature)
+    new = text_log_probs(assistant.main, prefix, ids, valid, policy.temperature, policy.replay_trajectories)
     share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
     masked = policy.mask_truncated_completions
-    old, advantages = rollout.old_text_log_probs, rollout.advantages
-    value, stats = text_surrogate(texts, new, old, advantages, config.text, size, masked)
+    value, stats = text_surrogate(texts, new, old, rollout.advantages, config.text, size, masked)
     return value, stats, cost + replay_cost(ids)
 
 
@@ -476,7 +463,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         run_dir,
         assistant,
         lambda problems, source, total: sample_rollout(assistant, problems, rewards, config, source, total),
-        lambda model, rollout: loss(model, rollout, config, reference),
+        lambda model, rollout, old: loss(model, rollout, config, reference, old),
         label="dlr",
         texts_per_question=config.policy.num_decoded,
         on_log=on_log,

@@ -24,6 +24,7 @@ from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
+    OldLogProbs,
     Texts,
     optimise,
     reference_of,
@@ -86,7 +87,6 @@ class Rollout:
 
     questions: list[str]
     texts: Texts
-    old_log_probs: Float[Tensor, "P 1 M T"] | None
     advantages: Float[Tensor, "P M"]
     num_tokens: int
     """Tokens of the whole rollout that count."""
@@ -99,7 +99,6 @@ class Rollout:
         return Rollout(
             questions=[self.questions[i] for i in rows.tolist()],
             texts=self.texts.rows(rows),
-            old_log_probs=None if self.old_log_probs is None else self.old_log_probs[rows],
             advantages=self.advantages[rows],
             num_tokens=self.num_tokens,
             num_questions=self.num_questions,
@@ -130,15 +129,10 @@ def sample_rollout(
             at_once=policy.rollout_texts,
         )
         texts = score(backbone, rewards, problems, sampled, (1, policy.num_generations), whole=True)
-        old = None
-        if policy.num_iterations > 1:
-            old = text_log_probs(backbone, prefix, sampled.ids, sampled.valid, policy.temperature, policy.replay_texts)
-            old = old.view_as(texts.ids)
     counted = texts.counted(policy.mask_truncated_completions)
     return Rollout(
         questions=questions,
         texts=texts,
-        old_log_probs=old,
         advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(counted.sum())),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
@@ -154,9 +148,13 @@ def replay(backbone: Backbone, rollout: Rollout, policy: PolicyConfig) -> Float[
 
 
 def loss(
-    backbone: Backbone, rollout: Rollout, config: Config, reference: Backbone | None = None
+    backbone: Backbone,
+    rollout: Rollout,
+    config: Config,
+    reference: Backbone | None = None,
+    old: OldLogProbs | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate of a micro-batch of questions, and its terms for the log.
+    """The clipped surrogate of a micro-batch of questions, and its terms for the log; without `old`, on policy.
 
     Questions whose texts all have the same reward have no gradient and are left out of the replay, though not out of
     the counts that sums are divided by.
@@ -179,7 +177,7 @@ def loss(
     value, stats = text_surrogate(
         rollout.texts,
         now,
-        rollout.old_log_probs,
+        old or OldLogProbs(),
         rollout.advantages,
         config.text,
         size,
@@ -204,7 +202,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         run_dir,
         backbone,
         lambda problems, source, total: sample_rollout(backbone, problems, rewards, config, source, total),
-        lambda model, rollout: loss(model, rollout, config, reference),
+        lambda model, rollout, old: loss(model, rollout, config, reference, old),
         label="grpo",
         texts_per_question=config.policy.num_generations,
         on_log=on_log,

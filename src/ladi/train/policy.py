@@ -155,7 +155,7 @@ def text_log_probs(
 def text_surrogate(
     texts: Texts,
     log_probs: Float[Tensor, "S T"],
-    old_log_probs: Float[Tensor, "*lead T"] | None,
+    old: "OldLogProbs",
     advantages: Float[Tensor, "*shape"],
     config: SurrogateConfig,
     size: Normaliser,
@@ -166,13 +166,28 @@ def text_surrogate(
     """The clipped surrogate of sampled texts, whose elements are tokens, and its terms for the log.
 
     `log_probs` and `reference` are replays of all texts, by the weights that learn and by those that the KL is taken
-    from. Without `old_log_probs` the texts were drawn by the weights that learn.
+    from.
     """
-    old = log_probs.detach() if old_log_probs is None else old_log_probs.flatten(0, -2)
     mask = texts.counted(mask_truncated).flatten(0, 2)
     kl = None if reference is None else token_kl(log_probs, reference)
-    value, stats = surrogate(log_probs, old, advantages.flatten(), mask, config, size, kl, beta)
+    drawn = old.of("texts", log_probs)
+    value, stats = surrogate(log_probs, drawn, advantages.flatten(), mask, config, size, kl, beta)
     return value, {"loss/text": value.detach(), **{f"text/{name}": x for name, x in stats.items()}}
+
+
+class OldLogProbs:
+    """Log-probabilities of a micro-batch under the weights that drew it: those of its first replay, detached.
+
+    Those of sampling itself belong to passes of other shapes. In bf16 they differ by rounding, which the numbers of a
+    block add up to more than a clip range.
+    """
+
+    def __init__(self):
+        self.values: dict[str, Tensor] = {}
+
+    def of(self, name: str, replayed: Tensor) -> Tensor:
+        """What the first call with this name was given."""
+        return self.values.setdefault(name, replayed.detach())
 
 
 @runtime_checkable
@@ -183,7 +198,8 @@ class Sliceable(Protocol):
 
 
 class RolloutBuffer:
-    """`loop.Batches` that samples when a new unit of steps begins, then hands out slices.
+    """`loop.Batches` that samples when a new unit of steps begins, then hands out slices, each with its old
+    log-probabilities.
 
     `sample(step, share)` makes the rollout of a process's share of the questions of a batch. It must depend on the
     weights and its arguments alone, so that a resumed run equals the uninterrupted one.
@@ -192,17 +208,20 @@ class RolloutBuffer:
     def __init__(self, sample: Callable[[int, loop.Share], Sliceable], num_iterations: int):
         self.sample, self.num_iterations = sample, num_iterations
         self.rollout: Sliceable | None = None
+        self.old: dict[int, OldLogProbs] = {}
         self.first = 0
 
     def prepare(self, step: int, share: loop.Share) -> None:
         """Sample anew if `step` begins a unit."""
         if step % self.num_iterations == 0 or self.rollout is None:
             self.rollout, self.first = self.sample(step // self.num_iterations, share), share.first
+            self.old = {}
 
-    def batch_at(self, step: int, start: int, stop: int) -> Any:
-        """Questions [start, stop) of the step's batch."""
+    def batch_at(self, step: int, start: int, stop: int) -> tuple[Any, OldLogProbs]:
+        """Questions [start, stop) of the step's batch; a unit's steps have the same micro-batches."""
         assert self.rollout is not None, "prepare comes first"
-        return self.rollout.rows(torch.arange(start - self.first, stop - self.first))
+        rows = torch.arange(start - self.first, stop - self.first)
+        return self.rollout.rows(rows), self.old.setdefault(start, OldLogProbs())
 
 
 def optimise(
@@ -210,13 +229,13 @@ def optimise(
     run_dir: Path,
     model: Any,
     sample: Callable[[list[Problem], Source, Total], Sliceable],
-    loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
+    loss: Callable[[Any, Any, OldLogProbs], tuple[Tensor, dict[str, Tensor]]],
     label: str,
     texts_per_question: int,
     on_log: loop.OnLog | None,
     treatment: Treatment = ALIKE,
 ) -> Any:
-    """`loop.run` over rollouts: `sample(problems, source, total)` makes one, `loss(model, slice)` judges a slice.
+    """`loop.run` over rollouts: `sample(problems, source, total)` makes one, `loss(model, slice, old)` judges a slice.
 
     A question's texts stay in one process; `total` sums what statistics of the whole batch need over processes.
 
@@ -236,7 +255,7 @@ def optimise(
         run_dir,
         model,
         buffer,
-        lambda wrapped, rollout, generator: loss(wrapped, rollout),
+        lambda wrapped, batch, generator: loss(wrapped, *batch),
         label=label,
         unit=num_iterations,
         shown=SHOWN,

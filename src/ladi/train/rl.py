@@ -41,6 +41,7 @@ from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import DataConfig
 from ladi.train.policy import (
+    OldLogProbs,
     Texts,
     optimise,
     reference_of,
@@ -71,7 +72,7 @@ class PolicyConfig:
     rollout_texts: int = 0
     """Texts decoded at a time in a rollout, which bounds the memory of their keys and values; 0 means all."""
     replay_steps: int = 0
-    """Stochastic steps, drawn anew for each update, that the latent loss replays; 0 means all."""
+    """Stochastic steps, drawn anew for each rollout, that the latent loss replays; 0 means all."""
     replay_copies: int = 0
     """Noisy copies (a latent of a question at a denoising step) per velocity pass of a replay, recomputed in the
     backward pass to save memory; 0 means all at once, kept."""
@@ -178,8 +179,6 @@ class Rollout:
     questions: list[str]
     paths: LatentPaths
     texts: Texts
-    old_text_log_probs: Float[Tensor, "P R M T"] | None
-    """None where the rollout serves one optimizer step: then they are the new ones, detached."""
     latent_advantages: Float[Tensor, "P R"]
     text_advantages: Float[Tensor, "P R M"]
     steps: Int[Tensor, " S"]
@@ -194,12 +193,10 @@ class Rollout:
 
     def rows(self, rows: Tensor) -> "Rollout":
         """The rollout of some questions, with the counts of the whole."""
-        old = self.old_text_log_probs
         return Rollout(
             questions=[self.questions[i] for i in rows.tolist()],
             paths=path_rows(self.paths, rows),
             texts=self.texts.rows(rows),
-            old_text_log_probs=None if old is None else old[rows],
             latent_advantages=self.latent_advantages[rows],
             text_advantages=self.text_advantages[rows],
             **{name: getattr(self, name) for name in ("steps", *COUNTS)},
@@ -243,10 +240,6 @@ def sample_rollout(
         )
         shape = (policy.num_latents, policy.texts_per_latent)
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
-        old = None
-        if policy.num_iterations > 1 and policy.alpha < 1:
-            old = read_texts(reasoner, prefix, sampled.ids, sampled.valid, policy)
-            old = old.view_as(texts.ids)
     noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
     if policy.replay_steps:
         noisy = noisy[torch.randperm(len(noisy), generator=shared(source))[: policy.replay_steps]].sort().values
@@ -257,7 +250,6 @@ def sample_rollout(
         questions=questions,
         paths=paths,
         texts=texts,
-        old_text_log_probs=old,
         latent_advantages=group_advantages(utilities, scale, clamp, total),
         text_advantages=text_advantages(texts.rewards, kind, scale, clamp, total),
         steps=noisy,
@@ -388,13 +380,6 @@ def replay(
     return Replay(blocks, read_texts(reasoner, reasoner.close(prefix), ids, valid, policy))
 
 
-def old_transition_log_probs(paths: LatentPaths, block: int, steps: Int[Tensor, " S"], reduction: Reduction) -> Tensor:
-    """Log-densities (P, R, S) that the sampler's own means and stds give."""
-    x_next, means = paths.states[:, :, block, steps + 1], paths.means[:, :, block, steps]
-    stds = paths.stds.to(means.device)[steps][:, None, None].expand(*means.shape[:3], 1, 1)
-    return gaussian_log_prob(x_next, means, stds, reduction)
-
-
 # ---- the loss -----------------------------------------------------------------------------------------------------
 
 
@@ -403,13 +388,14 @@ def loss(
     rollout: Rollout,
     config: Config,
     reference: LatentReasoner | None = None,
+    old: OldLogProbs | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L of a micro-batch of questions, and its terms for the log.
+    """L of a micro-batch of questions, and its terms for the log; without `old`, on policy.
 
     Questions in which no latent and no text has an advantage have no gradient and are left out of the replay, and so
     are the texts of a latent that all have the same reward; though not out of the counts that sums are divided by.
     """
-    policy = config.policy
+    policy, old = config.policy, old or OldLogProbs()
     terms = dict(rollout.metrics)
     share = len(rollout.questions) / rollout.num_questions  # loop.run averages over micro-batches
     has_latent = (rollout.latent_advantages != 0).any(1) & (policy.alpha > 0)
@@ -427,18 +413,18 @@ def loss(
             then = replay(reference, rollout, policy, heard)
     value = torch.zeros((), device=rollout.latent_advantages.device)
     if policy.alpha > 0:
-        size = Normaliser(num_sequences, share * rollout.num_transitions, len(now.blocks) * len(rollout.steps))
-        latent_loss, stats = latent_term(rollout, now, then, config, size)
+        longest = len(now.blocks) * len(rollout.steps)
+        size = Normaliser(num_sequences, share * rollout.num_transitions, longest)
+        latent_loss, stats = latent_term(rollout, now, then, old, config, size)
         value = value + policy.alpha * latent_loss
         terms |= {"loss/latent": latent_loss.detach(), **{f"latent/{k}": v for k, v in stats.items()}}
     if now.texts is not None:
         num_texts = num_sequences * policy.texts_per_latent
         size = Normaliser(num_texts, share * rollout.num_tokens, reasoner.config.max_answer_tokens)
-        old = rollout.old_text_log_probs
         text_loss, stats = text_surrogate(
             rollout.texts.behind(heard),
             now.texts,
-            None if old is None else old[heard],
+            old,
             rollout.text_advantages[heard],
             config.text,
             size,
@@ -451,22 +437,20 @@ def loss(
     return value, terms
 
 
-def latent_term(rollout: Rollout, now: Replay, then: Replay | None, config: Config, size: Normaliser):
+def latent_term(rollout: Rollout, now: Replay, then: Replay | None, old: OldLogProbs, config: Config, size: Normaliser):
     """Surrogate of the trajectories: elements are the replayed transitions of all real blocks."""
     policy, paths = config.policy, rollout.paths
     dims = paths.latents[0, 0, 0].numel() if policy.log_prob_reduction == "mean" else 1
     new = torch.cat([block.log_probs for block in now.blocks], dim=2)
-    reduction, steps = policy.log_prob_reduction, rollout.steps
-    old = torch.cat([old_transition_log_probs(paths, k, steps, reduction) for k in range(len(now.blocks))], dim=2)
     real = torch.arange(len(now.blocks), device=new.device) < paths.num_blocks[..., None]
-    mask = real.repeat_interleave(len(steps), dim=2)
+    mask = real.repeat_interleave(len(rollout.steps), dim=2)
     kl = None
     if then is not None:
-        kl = torch.cat([transition_kl(a, b, reduction) for a, b in zip(now.blocks, then.blocks, strict=True)], dim=2)
-        kl = kl.flatten(0, 1)
+        pairs = zip(now.blocks, then.blocks, strict=True)
+        kl = torch.cat([transition_kl(*pair, policy.log_prob_reduction) for pair in pairs], dim=2).flatten(0, 1)
     return surrogate(
         new.flatten(0, 1),
-        old.flatten(0, 1),
+        old.of("latents", new).flatten(0, 1),
         rollout.latent_advantages.flatten(),
         mask.flatten(0, 1),
         config.latent.per_number(dims),
@@ -498,7 +482,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
         run_dir,
         reasoner,
         lambda problems, source, total: sample_rollout(reasoner, problems, rewards, config, source, total),
-        lambda model, rollout: loss(model, rollout, config, reference),
+        lambda model, rollout, old: loss(model, rollout, config, reference, old),
         label="rl",
         texts_per_question=config.policy.num_latents * config.policy.texts_per_latent,
         on_log=on_log,
