@@ -413,7 +413,7 @@ def loss(
             then = replay(reference, rollout, policy, heard)
     value = torch.zeros((), device=rollout.latent_advantages.device)
     if policy.alpha > 0:
-        longest = len(now.blocks) * len(rollout.steps)
+        longest = reasoner.config.max_blocks * len(rollout.steps)
         size = Normaliser(num_sequences, share * rollout.num_transitions, longest)
         latent_loss, stats = latent_term(rollout, now, then, old, config, size)
         value = value + policy.alpha * latent_loss
