@@ -46,6 +46,9 @@ def repulsion(
     G >= 3, so only pairs nearer than median / sqrt(log G) repel; blocks that are all equally far ATTRACT,
     since this kernel, unlike SVGD's, changes sign at s.
 
+    It is computed in float32, also where autocast would have products in bfloat16: forces are differences of near
+    numbers, and those of a group add up to 0.
+
     Blocks that are not `running` (None: all are) neither feel nor exert a force, as if they were not there. A group of
     one, and one whose blocks are all equal, feels no force.
 
@@ -70,7 +73,8 @@ def repulsion(
     exponent = distance.square() / scale.clamp_min(torch.finfo(torch.float32).tiny)
     exponent = exponent.clamp(max=MAX_EXPONENT)
     weight = torch.where(is_pair, 2 * (1 - exponent) * torch.exp(-exponent), 0.0)  # (*batch, G, G)
-    force = weight.sum(-1, keepdim=True) * flat - weight @ flat  # sum_j w_ij (z_i - z_j)
+    with torch.autocast(z.device.type, enabled=False):
+        force = weight.sum(-1, keepdim=True) * flat - weight @ flat  # sum_j w_ij (z_i - z_j)
     return force.unflatten(-1, z.shape[-2:])
 
 

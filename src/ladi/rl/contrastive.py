@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from ladi.arrays import Float, Tensor
 
 Similarity = Literal["dot", "cosine"]
@@ -10,7 +12,8 @@ Similarity = Literal["dot", "cosine"]
 def contrastive_loss(
     latents: Float[Tensor, "P G T D"], similarity: Similarity, temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """-log( exp(s_kk) / sum_j exp(s_kj) ), the mean over the P * G trajectories, in float32.
+    """-log( exp(s_kk) / sum_j exp(s_kj) ), the mean over the P * G trajectories, in float32, also where
+    autocast would have products in bfloat16.
 
         dot:     s_kj = z_k . z_j / (T D temperature)
         cosine:  s_kj = cos(z_k, z_j) / temperature
@@ -31,6 +34,7 @@ def contrastive_loss(
         z = z / z.shape[-1] ** 0.5
     else:
         raise ValueError(f"unknown similarity {similarity!r}; use dot or cosine")
-    scores = z @ z.mT / temperature
+    with torch.autocast(z.device.type, enabled=False):
+        scores = z @ z.mT / temperature
     own = scores.diagonal(dim1=-2, dim2=-1)
     return (scores.logsumexp(-1) - own).mean()
