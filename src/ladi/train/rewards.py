@@ -31,7 +31,7 @@ class RewardConfig:
     """`module:function` names of your own rewards, also of modules in the working folder; empty takes the task's
     verifier: 1 if correct, else 0."""
     weights: tuple[float, ...] = ()
-    """One for each function; empty means 1 each."""
+    """One for each of `functions`; empty means 1 each. Functions passed from Python have 1."""
     time_limit: float = 60.0
     """Longest time for one call, seconds."""
 
@@ -82,7 +82,7 @@ class Rewards:
     def __init__(self, config: RewardConfig, task: TaskConfig, functions: Sequence[RewardFunction] = ()):
         self.config, self.task = config, task
         self.functions = [*map(load_function, config.functions), *functions]
-        self.weights = config.weights or (1.0,) * len(self.functions)
+        self.weights = (*(config.weights or (1.0,) * len(config.functions)), *(1.0,) * len(functions))
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str], whole: bool) -> Scores:
         """Scores of one text per problem; `whole` texts hold chain of thought and answer.
