@@ -149,7 +149,8 @@ def surrogate(
     kl: Float[Tensor, "S T"] | None = None,
     beta: float = 0.0,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Loss to be minimised, -E[min(ratio A, clip(ratio) A)] + beta KL, and what to log of the ratios.
+    """Loss to be minimised, -E[min(ratio A, clip(ratio) A)] + beta KL, and what to log of the ratios that count (their
+    advantage is not 0), where there are any.
 
     On policy every ratio is 1 and the gradient is the plain policy gradient, -E[A grad log_prob].
     """
@@ -165,12 +166,13 @@ def surrogate(
         active = counted & (advantages != 0)[:, None]
         outside = (raw > math.log(1 + config.high)) & (advantages[:, None] > 0)
         outside |= (raw < math.log(1 - config.epsilon)) & (advantages[:, None] < 0)
-        num = active.sum().clamp(min=1)
-        stats = {
-            "ratio_mean": torch.where(active, ratio, 0.0).sum() / num,
-            "ratio_max": torch.where(active, ratio, 1.0).amax(),
-            "clip_fraction": (outside & active).sum() / num,
-        }
+        stats = {}
+        if bool(active.any()):
+            stats = {
+                "ratio_mean": ratio[active].mean(),
+                "ratio_max": ratio[active].max(),
+                "clip_fraction": outside[active].float().mean(),
+            }
         if kl is not None:
             stats["kl"] = torch.where(mask, kl, 0.0).sum() / mask.sum().clamp(min=1)
     return loss, stats

@@ -207,22 +207,15 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Meter:
-    """Means of metrics since the last log."""
+    """Metrics of the steps since the last log."""
 
     def __init__(self):
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.steps: list[dict[str, float]] = []
         self.start = time.perf_counter()
 
-    def add(self, metrics: dict[str, Tensor | float]) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
-
     def take(self) -> dict[str, float]:
-        """The means and the seconds per step; starts anew."""
-        result = {name: total / self.count for name, total in self.sums.items()}
-        result["time/step_s"] = (time.perf_counter() - self.start) / self.count
+        """Them as one, and the seconds per step; starts anew."""
+        result = merged(self.steps) | {"time/step_s": (time.perf_counter() - self.start) / len(self.steps)}
         self.__init__()
         return result
 
@@ -320,7 +313,7 @@ def run(
             metrics = train_step(config, accelerator, module, state, batches, run_dir, unit, by_layer)
             state.average(ema_decay(config.optim, state.step))
             state.step += 1
-            meter.add({**metrics, "optim/lr": lr})
+            meter.steps.append({**metrics, "optim/lr": lr})
             is_last = state.step == config.steps
             due = validation if validation is not None and (state.step % validation.every == 0 or is_last) else None
             if state.step % config.log_every == 0 or is_last or due is not None:
@@ -431,7 +424,9 @@ def held_out_metrics(
 
 
 def merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The metrics of all micro-batches as one: means, and of a name that ends in `_max` the largest."""
+    """The metrics of several micro-batches or steps as one: the mean of each over those that have it, and the largest
+    of a name that ends in `_max`.
+    """
     values: dict[str, list[float]] = {}
     for part in parts:
         for name, value in part.items():
