@@ -290,7 +290,7 @@ def test_activations_and_state_follow_the_dtype_of_a_frozen_main_model(preset, s
         ("rl", {}, {"replay_texts": 16, "replay_copies": 32}),
         ("rl", {"gradient_checkpointing": True}, {"replay_texts": 16, "replay_copies": 32}),
         ("dlr", {}, {"replay_trajectories": 32}),
-        ("dlr", {}, {**TEXTS, "replay_trajectories": 4}),
+        ("dlr", {}, {**TEXTS, "replay_trajectories": 24}),
     ],
 )
 def test_memory_where_passes_are_computed_again(preset, stage, loop, policy):

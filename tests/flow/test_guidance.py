@@ -65,6 +65,13 @@ def test_the_forces_of_a_group_cancel():
     assert torch.allclose(repulsion(blocks(6, 2, 3)).sum(0), torch.zeros(2, 3), atol=1e-5)
 
 
+def test_the_force_stays_in_float32_under_autocast():
+    z = blocks(6, 16, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = repulsion(z)
+    assert torch.equal(found, repulsion(z))
+
+
 def test_a_group_of_one_feels_no_force():
     assert torch.equal(repulsion(blocks(2, 1, 3, 4)), torch.zeros(2, 1, 3, 4))
 

@@ -85,6 +85,14 @@ def test_the_contrastive_loss_is_that_of_brute_force():
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_the_contrastive_loss_stays_in_float32_under_autocast(similarity):
+    z = torch.randn(2, 5, 8, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_loss(z, similarity)
+    assert torch.equal(found, contrastive_loss(z, similarity))
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_the_contrastive_loss_of_equal_trajectories_is_log_g_and_falls_as_they_part(similarity):
     equal = torch.ones(1, 4, 2, 5)
     assert float(contrastive_loss(equal, similarity)) == pytest.approx(torch.tensor(4.0).log())

@@ -182,6 +182,16 @@ def test_micro_batches_add_up_to_the_whole(loss_type):
     torch.testing.assert_close(sum(parts) / 2, full)
 
 
+def test_ratios_of_elements_without_advantage_are_not_logged():
+    config, (new, old, advantages, mask) = SurrogateConfig(), draws()
+    few = torch.where(torch.arange(S) < 2, advantages, 0.0)
+    stats = surrogate(new, old, few, mask, config, whole(mask))[1]
+    ratios = (new - old).exp()[:2][mask[:2]]
+    assert float(stats["ratio_mean"]) == pytest.approx(float(ratios.mean()), rel=1e-5)
+    assert float(stats["ratio_max"]) == pytest.approx(float(ratios.max()), rel=1e-5)
+    assert surrogate(new, old, torch.zeros(S), mask, config, whole(mask))[1] == {}
+
+
 def test_group_advantages_are_standard_scores():
     rewards = torch.tensor([[0.0, 1.0, 1.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     found = group_advantages(rewards, "group")

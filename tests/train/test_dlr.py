@@ -20,6 +20,7 @@ from ladi.train import dlr, dlr_warmup
 from ladi.train.data import DataConfig
 from ladi.train.loop import LoopConfig
 from ladi.train.optim import OptimConfig
+from ladi.train.policy import OldLogProbs
 from ladi.train.rewards import RewardConfig, Rewards
 from tests.conftest import tiny_backbone
 
@@ -150,7 +151,7 @@ def test_the_kl_from_another_reference_is_that_of_torch_and_falls_down_its_gradi
     def term():
         prefix = assistant.policy.open(rollout.questions)
         every = dlr.read_trajectories(prefix, rollout.latents, assistant.policy.means, 0)
-        return dlr.latent_term(assistant, rollout, every, config, reference)
+        return dlr.latent_term(assistant, rollout, every, OldLogProbs(), config, reference)
 
     rows = [6 * p + int(g) for p, kept in enumerate(rollout.decoded) for g in kept]
     ours, theirs = (torch.distributions.Normal(means(x, rows), x.std) for x in (assistant.policy, reference))
@@ -300,9 +301,9 @@ def test_the_main_model_stays_frozen_to_the_bit(saved, assistant):
     trained: list[LatentAssistant] = []
     dlr_loss = dlr.loss
 
-    def watched(model, rollout, config, reference=None):
+    def watched(model, *others):
         trained.append(model)
-        return dlr_loss(model, rollout, config, reference)
+        return dlr_loss(model, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dlr, "loss", watched)
@@ -442,7 +443,7 @@ def test_texts_that_were_cut_can_be_left_out_of_the_text_loss(assistant, masked)
     counted = texts.valid[texts.finished] if masked else texts.valid
     assert rollout.num_tokens == counted.sum()
     cut = replace(rollout, texts=replace(texts, finished=torch.zeros_like(texts.finished)))
-    dlr.text_term(assistant, cut, config)[0].backward()
+    dlr.text_term(assistant, cut, OldLogProbs(), config)[0].backward()
     assert (assistant.projection.weight.grad.abs().max() == 0) == masked
 
 

@@ -70,6 +70,12 @@ def loss(model, batch, generator):
     return error.square().mean(), {"loss/square": error.square().mean()}
 
 
+def rare(model, batch, generator):
+    """A term that only some micro-batches have, and a largest value."""
+    value, terms = loss(model, batch, generator)
+    return value, terms | ({"rare/x": batch[0, 0]} if batch[0, 0] > 0 else {}) | {"rare/y_max": batch[0, 1]}
+
+
 def run(settings: LoopConfig, run_dir: Path, pause_s: float = 0.0, loss=loss, **others):
     run_dir.mkdir(parents=True, exist_ok=True)
     return loop.run(settings, run_dir, Net(), Numbers(pause_s), loss, label="test", **others)
@@ -254,6 +260,18 @@ def test_frozen_weights_are_neither_changed_nor_stored(tmp_path):
     assert torch.equal(net.frozen.weight, before)
     for tensors in last_tensors(tmp_path).values():
         assert not any("frozen" in name for name in tensors)
+
+
+def test_a_name_is_averaged_over_what_has_it_and_a_maximum_is_the_largest(tmp_path):
+    run(config(log_every=6), tmp_path, loss=rare)
+    firsts = torch.stack([Numbers().batch_at(step, start, start + 4)[0] for step in range(6) for start in (0, 4)])
+    (line,) = read_metrics(tmp_path)
+    some = firsts[:, 0][firsts[:, 0] > 0].view(-1)
+    assert 0 < len(some) < 12
+    steps = [x[x > 0] for x in firsts[:, 0].view(6, 2)]
+    expected = sum(float(x.mean()) for x in steps if len(x)) / sum(len(x) > 0 for x in steps)
+    assert line["rare/x"] == pytest.approx(expected)
+    assert line["rare/y_max"] == pytest.approx(float(firsts[:, 1].max()))
 
 
 def test_old_checkpoints_are_dropped_and_nothing_is_pickled(tmp_path):

@@ -434,8 +434,9 @@ def test_functions_get_columns_and_are_weighted():
         seen.update(columns)
         return range(len(texts))
 
-    rewards = Rewards(RewardConfig(functions=("builtins:len",)[:0]), TASK, [function, function])
-    assert rewards(PROBLEMS, ["a", "b", "c"], whole=False).rewards == [0.0, 2.0, 4.0]
+    config = RewardConfig(functions=("tests.train.test_rl:vowels",), weights=(3.0,))
+    rewards = Rewards(config, TASK, [function])
+    assert rewards(PROBLEMS, ["24", "b", "2"], whole=False).rewards == [1.5, 1.0, 2.75]
     assert seen["answer"] == [p.answer for p in PROBLEMS]
     assert seen["target"] == [p.meta["target"] for p in PROBLEMS]
 
