@@ -135,6 +135,23 @@ def test_an_interrupted_batch_leaves_no_reply_for_the_next(pool, monkeypatch):
     assert correct(pool, WRONG) == [False]
 
 
+def test_a_percentage_in_words_is_judged(pool):
+    """sympy does not say by itself whether 20 and 20 * (1/100) differ."""
+    assert [v.reason for v in pool.verify_many([("20", "20 percent"), ("20", "21 percent")])] == ["ok", "wrong answer"]
+
+
+def test_ctrl_c_in_the_terminal_does_not_end_workers_that_start(monkeypatch):
+    """It goes to the whole process group; the loop that trains ends its step first."""
+    program = (
+        "import os, signal, threading, time; from ladi.tasks.math_pool import MathPool\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "threading.Timer(0.3, lambda: os.killpg(0, signal.SIGINT)).start()\n"
+        "print(MathPool(1).verify_many([('x+1', '1+x')])[0].correct)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
 def test_a_closed_pool_starts_again_when_it_is_asked(pool):
     assert correct(pool, RIGHT) == [True]
     pool.close()

@@ -12,6 +12,7 @@ Answers that are plain numbers or words are compared here, exactly; all others b
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from ladi.tasks.base import Verdict
 from ladi.tasks.math_pool import MathPool, shared_pool
@@ -34,6 +35,10 @@ FRACTION = re.compile(r"(?P<sign>-?)\\[dt]?frac\{(?P<over>-?[0-9]{1,40})\}\{(?P<
 BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?", re.ASCII)
 """A number with its base, which math-verify does not read."""
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]{3,}")
+WITH_WORDS = re.compile(r"(?P<number>\S.*?) ?(?P<words>(?:or|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)\.?", re.ASCII)
+"""A number with a unit behind it; shorter words may be variables."""
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+NO_UNITS = {"and", "or", "plus", "minus", "times", "over", "squared", "cubed", "half", "point"}
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 
 
@@ -95,6 +100,23 @@ def plain_number(answer: str) -> tuple[Fraction, bool] | None:
     return (-value if match["sign"] == "-" else value), percent
 
 
+def without_unit(answer: str) -> tuple[Fraction, bool] | Literal[False] | None:
+    """What `plain_number` says of a number with words behind it, where a unit says nothing, 8 million dollars is
+    8,000,000 and 60 percent 60%; False where words make another number of it, None for all other texts.
+    """
+    match = WITH_WORDS.fullmatch(answer)
+    number = plain_number(match["number"]) if match else None
+    if match is None or number is None:
+        return None
+    value, percent = number
+    words = match["words"].lower().replace("-", " ").split()
+    if NO_UNITS.intersection(words):
+        return False
+    while words and words[0] in SCALES:
+        value *= SCALES[words.pop(0)]
+    return value, percent or words[:1] == ["percent"]
+
+
 def same_number(a: tuple[Fraction, bool], b: tuple[Fraction, bool]) -> bool:
     """Whether two plain numbers are equal; 25% is both 25 and 0.25."""
     if a[0] == b[0]:
@@ -107,13 +129,15 @@ def compare(gold: str, answer: str) -> bool | None:
     """Whether two answers are equal, as far as their text, exact numbers or words tell; None if mathematics must."""
     if gold == answer:
         return True
-    a, b = plain_number(gold), plain_number(answer)
-    if a is not None and b is not None:
-        return same_number(a, b)
+    number, other = plain_number(gold), plain_number(answer)
+    if number is not None and other is not None:
+        return same_number(number, other)
     a, b = BASED.fullmatch(gold), BASED.fullmatch(answer)
     if a is not None and b is not None:
         return a.groups() == b.groups()
-    gold, answer = (TEXT_COMMAND.sub(r"\1", text).strip() for text in (gold, answer))
+    gold, answer = (" ".join(TEXT_COMMAND.sub(r" \1", text).split()) for text in (gold, answer))
+    if number is not None and (other := without_unit(answer)) is not None:
+        return other is not False and same_number(number, other)
     if WORDS.fullmatch(gold) and WORDS.fullmatch(answer):  # to math-verify words are products of letters
         return gold.casefold() == answer.casefold()
     return None

@@ -146,7 +146,12 @@ class MathPool:
             # -P: the worker's folder has a math.py, which is not the standard library's
             command = [sys.executable, "-P", str(WORKER), str(self.time_limit_s)]
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is this process's to handle
             )
             self._workers.append(Worker(process, time.monotonic() + START_LIMIT_S))
 

@@ -37,7 +37,7 @@ def same_size(a: Any, b: Any) -> bool:
     """
     if a == b or not all(isinstance(x, sympy.Expr) and x.is_number for x in (a, b)):
         return True
-    a, b = sympy.N(a), sympy.N(b)
+    a, b = (sympy.N(x.doit()) for x in (a, b))  # a percentage is a product that sympy has yet to carry out
     return bool(abs(a - b) <= RELATIVE_ERROR * max(abs(a), abs(b)))
 
 
@@ -46,14 +46,13 @@ def equal(gold: str, answer: str) -> bool:
     a, b = read(gold), read(answer)
     if not verify(a, b, timeout_seconds=None):
         return False
-    return "%" in gold + answer or same_size(a[0], b[0])
+    return any(sign in gold + answer for sign in ("%", "percent")) or same_size(a[0], b[0])
 
 
 def main() -> None:
     """Judge until the input ends."""
     time_limit_s = float(sys.argv[1])
     logging.disable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     replies = os.fdopen(os.dup(1), "w", buffering=1)
