@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ladi.inference.text import judged_text, sft_target
 from ladi.tasks.blocks import split_cot
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl
@@ -51,6 +52,7 @@ def test_splits_share_no_question_and_lose_none(tmp_path):
         ({"question": "q", "answer": "1", "steps": "c"}, "'steps' must be a list"),
         ({"question": "q", "answer": "1", "steps": []}, "'steps' must be a list"),
         ({"question": "q", "answer": 1, "cot": "c"}, "'answer' must be a text"),
+        ({"question": "q", "answer": "so #### 1", "cot": "c"}, "'answer' must be the answer alone"),
         ({"question": "half a \ud83d", "answer": "1", "cot": "c"}, "'question' must be a text"),
         ({"question": "q", "answer": "1", "steps": ["\ude00"]}, "'steps' must be a list"),
         ("[" * 100_000, "not JSON"),
@@ -83,6 +85,14 @@ def test_missing_and_empty_files_are_said(tmp_path):
         Jsonl(path=tmp_path / "none.jsonl").problem("train", 0)
     with pytest.raises(ValueError, match="has no rows"):
         write(tmp_path / "empty.jsonl").problem("train", 0)
+
+
+def test_an_answer_of_several_lines_is_right_where_it_is_written_as_trained(tmp_path):
+    task = write(tmp_path / "my.jsonl", {"question": "q", "steps": ["s"], "answer": "x = 1\n y = 2"})
+    (problem,) = (row for split in task.splits for row in task.read(split))
+    assert problem.answer == "x = 1 y = 2"
+    for text, whole in ((sft_target(problem, task), True), (problem.answer, False)):
+        assert task.verify_many([problem], [judged_text(text, task, whole)])[0].correct
 
 
 def test_own_answers_may_be_words_or_formulas(tmp_path):

@@ -21,7 +21,8 @@ def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
     """The problem of one line.
 
     Raises:
-        ValueError: if the line is no JSON object with a question, an answer and either steps or cot; says where.
+        ValueError: if the line is no JSON object with a question, an answer and either steps or cot, or the answer
+            holds what marks answers; says where.
     """
     row = json_object(line, where)
     check_texts(row, ("question", "answer"), where)
@@ -34,7 +35,10 @@ def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
     else:
         check_texts(row, ("cot",), where)
         steps = split_cot(row["cot"], split_by)
-    return Problem(question=row["question"], steps=tuple(steps), answer=row["answer"])
+    answer = " ".join(row["answer"].split())  # as answers are read from texts, in one line
+    if "####" in answer or "<answer>" in answer:
+        raise ValueError(f"{where}: 'answer' must be the answer alone, without #### or <answer>, got {answer!r:.80}")
+    return Problem(question=row["question"], steps=tuple(steps), answer=answer)
 
 
 @lru_cache
