@@ -508,6 +508,18 @@ def test_the_interval_of_a_difference_is_that_of_its_mean(tmp_path):
     )
 
 
+def test_solutions_among_other_numbers_of_samples_are_not_compared(tmp_path):
+    run_dir = write_run(tmp_path / "run", [counted("base", [1, 5]), counted("more", [1, 5]) | {"num_samples": 20}])
+    (row,) = differences_table([run_dir], "base").splitlines()[2:]
+    assert cells_of(row)[-1] == "-"
+
+
+def test_evaluations_with_other_texts_per_latent_are_no_seeds_of_one(tmp_path):
+    two = [counted("two", [2, 8], texts_per_latent=1), counted("two", [4, 6], texts_per_latent=2)]
+    run_dir = write_run(tmp_path / "run", [counted("base", [1, 5]), *two])
+    assert len(differences(read_run(run_dir, "run").evaluations, "base")) == 2
+
+
 def test_differences_average_seeds_question_by_question(tmp_path):
     seeds = [counted("two", [2, 8], seed=0), counted("two", [4, 6], seed=1)]
     run_dir = write_run(tmp_path / "run", [counted("base", [1, 5]), *seeds])
@@ -523,6 +535,10 @@ def test_differences_average_seeds_question_by_question(tmp_path):
         ([counted("base", [1]), counted("a", [1, 2])], "2 questions of countdown4 test cannot be paired with 1"),
         ([counted("base", [1]), counted("a", [1], split="b")], "1 questions of countdown4 b cannot be paired with 1"),
         ([counted("base", [1]), counted("a", [1]) | {"per_question": None}], "key 'per_question' is missing"),
+        (
+            [counted("base", [1], questions_sha256="ab"), counted("a", [1], questions_sha256="cd")],
+            "asked different questions of countdown4 test",
+        ),
     ],
 )
 def test_what_cannot_be_paired_is_refused(tmp_path, others, said):

@@ -1,5 +1,7 @@
 """Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -261,6 +263,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "task": config.task.name,
         "split": config.split,
         "num_questions": config.num_questions,
+        "questions_sha256": hashlib.sha256(json.dumps([p.question for p in problems]).encode()).hexdigest(),
         "num_samples": config.num_samples,
         "max_text_tokens": config.max_text_tokens if is_ar else None,
         "readout": config.readout,

@@ -53,7 +53,11 @@ class Evaluation:
     task: str
     split: str
     num_questions: int
+    questions_sha256: str | None
+    """Names the questions; None in older records."""
     num_samples: int
+    texts_per_latent: int
+    dtype: str | None
     pass_at: dict[int, Estimate]
     """k -> pass@k, as fractions."""
     distinct_valid: Estimate | None
@@ -226,7 +230,10 @@ def read_evaluation(path: Path) -> Evaluation:
         task=fields.text("task"),
         split=fields.text("split"),
         num_questions=num_questions,
+        questions_sha256=text("questions_sha256"),
         num_samples=fields.whole("num_samples"),
+        texts_per_latent=fields.whole("texts_per_latent") if fields.has("texts_per_latent") else 1,
+        dtype=text("dtype"),
         pass_at={int(k): pass_fields.estimate(k) for k in ks},
         distinct_valid=fields.estimate("distinct_valid") if fields.has("distinct_valid") else None,
         per_question=counts,

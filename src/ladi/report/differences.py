@@ -17,7 +17,8 @@ class Difference:
     label: str
     pass_at: dict[int, Estimate]
     """k -> difference of pass@k, as fractions."""
-    num_distinct: Estimate
+    num_distinct: Estimate | None
+    """None where the models had other numbers of samples, with which the count grows."""
 
 
 def differences(evaluations: Sequence[Evaluation], against: str) -> list[Difference]:
@@ -47,19 +48,25 @@ def difference(model: Sequence[Evaluation], base: Sequence[Evaluation]) -> Diffe
                 f"{e.path}: {e.num_questions} questions of {e.task} {e.split} cannot be paired with "
                 f"{base[0].num_questions} of {base[0].task} {base[0].split} in {base[0].path}"
             )
+        if None not in (a := e.questions_sha256, b := base[0].questions_sha256) and a != b:
+            raise ValueError(
+                f"{e.path} and {base[0].path} asked different questions of {e.task} {e.split} (key "
+                "'questions_sha256'): the task's settings differ; they cannot be paired"
+            )
 
     def of(measure: Callable[[Evaluation], list[float]]) -> Estimate:
         means = [np.mean([measure(e) for e in members], axis=0) for members in (model, base)]
         values = means[0] - means[1]
         return Estimate(float(values.mean()), *bootstrap_interval(values))
 
+    is_alike = len({e.num_samples for e in (*model, *base)}) == 1
     ks = sorted(set.intersection(*(set(e.pass_at) for e in (*model, *base))))
     return Difference(
         label=model[0].label,
         pass_at={
             k: of(lambda e, k=k: [pass_at_k(e.num_samples, c, k) for c in per_question(e).num_correct]) for k in ks
         },
-        num_distinct=of(lambda e: [float(n) for n in per_question(e).num_distinct]),
+        num_distinct=of(lambda e: [float(n) for n in per_question(e).num_distinct]) if is_alike else None,
     )
 
 

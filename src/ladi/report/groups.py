@@ -15,7 +15,8 @@ def by_seed(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """Groups that differ in their seed alone."""
     groups: dict[tuple[object, ...], list[Evaluation]] = {}
     for e in evaluations:
-        key = (e.label, e.task, e.split, e.num_questions, e.num_samples, *(setting(e, name) for name in SETTINGS))
+        samples = e.num_samples, e.texts_per_latent, e.dtype, *(setting(e, name) for name in SETTINGS)
+        key = (e.label, e.task, e.split, e.num_questions, e.questions_sha256, *samples)
         groups.setdefault(key, []).append(e)
     return list(groups.values())
 

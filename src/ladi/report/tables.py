@@ -103,7 +103,7 @@ def differences_table(paths: Sequence[Path], against: str) -> str:
     rows = [titles, ["---"] * len(titles)]
     for d in found:
         cells = [signed(d.pass_at.get(k), 100.0, 1) for k in ks]
-        rows.append([cell(d.label), *cells, signed(d.num_distinct, 1.0, 2)])
+        rows.append([cell(d.label), *cells, signed(d.num_distinct, 1.0, 2) if d.num_distinct else "-"])
     return markdown(rows)
 
 
