@@ -1,7 +1,19 @@
-"""Where evaluation, sampling and the encoding of latents run; training asks Accelerate itself (train/loop.py)."""
+"""Which processes there are, and where evaluation, sampling and the encoding of latents run; training asks Accelerate
+itself (train/loop.py).
+"""
+
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one another: the first may encode a large data set alone."""
+
+
+def processes() -> PartialState:
+    """The processes that a launcher started together, or this one alone."""
+    return PartialState(timeout=PATIENCE)
 
 
 def default_device() -> torch.device:
@@ -9,7 +21,7 @@ def default_device() -> torch.device:
 
     `CUDA_VISIBLE_DEVICES` chooses among several, `ACCELERATE_USE_CPU=1` none.
     """
-    return torch.device(PartialState().device or "cpu")
+    return torch.device(processes().device or "cpu")
 
 
 def synchronize() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from rich.progress import (
@@ -34,6 +34,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ladi.arrays import Tensor
+from ladi.devices import processes
 from ladi.models.backbone import Backbone
 from ladi.rundir import (
     append_metrics,
@@ -153,13 +154,13 @@ def share_size(config: LoopConfig, num_processes: int) -> int:
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Runs its block in the main process, then in the others: for files that one writes and all read."""
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         yield
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes."""
-    return PartialState().is_main_process
+    return processes().is_main_process
 
 
 def save_final(model: Any, run_dir: Path) -> Path:
@@ -170,7 +171,7 @@ def save_final(model: Any, run_dir: Path) -> Path:
         with atomic_dir(run_dir / "final") as folder:
             model.save_pretrained(folder)
         prune_checkpoints(run_dir, 1)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return run_dir / "final"
 
 
@@ -273,6 +274,7 @@ def run(
     if config.checkpoint_every % unit:
         raise ValueError(f"checkpoint_every ({config.checkpoint_every}) must be a multiple of {unit} (num_iterations)")
     plugin = sharding.requested()
+    processes()
     AcceleratorState._reset_state()  # Accelerate keeps the last run's precision for the process; each run has its own
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
