@@ -130,6 +130,8 @@ def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, 
         assert "report:" in said
     assert quickstart.STAGE_2 in report.read_text()
     assert trained == ["sft", "vae", "reasoner", "rollout"]
+    with pytest.raises(ValueError, match=r"other settings: .*seed \(0 before, 1 now\)"):
+        quickstart.main(replace(config, seed=1), console)
 
 
 @pytest.mark.parametrize("fields", [{"num_latents": 1}, {"texts_per_latent": 1}], ids=str)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 import ladi.rundir as rundir
+from ladi.tasks.sandbox import Limits
 from ladi.train import presets
 from ladi.train.data import ValidationConfig
 
@@ -83,9 +84,20 @@ def leaves(value: Any, name: str = "") -> set[str]:
 
 
 def test_settings_that_may_change_are_settings_of_stages():
-    stages = vars(presets.cd3_tiny()).values()
-    groups = {name for stage in stages for name in asdict(stage)}
-    assert set(rundir.FREE_FIELDS) <= groups.union(*(leaves(asdict(stage)) for stage in stages))
+    stages = vars(presets.ladi_rl_code_qwen3_8b()).values()
+    names = set().union(*(leaves(asdict(stage)) for stage in stages))
+    assert [free for free in rundir.FREE_FIELDS if not any(f"{name}.".startswith(f"{free}.") for name in names)] == []
+
+
+def test_how_programs_are_judged_may_change_within_a_run(tmp_path):
+    config = presets.ladi_rl_code_qwen3_8b(tmp_path).rl
+    (rundir.open_run(tmp_path / "rl", config) / "final").mkdir()
+    task = replace(config.data.task, num_workers=1, limits=Limits(wall_s=30.0), allow_unsafe_exec=True)
+    rundir.open_run(tmp_path / "rl", replace(config, data=replace(config.data, task=task)))
+    with pytest.raises(ValueError, match=r"data\.task\.benchmark \(mbpp before, humaneval now\)"):
+        rundir.open_run(
+            tmp_path / "rl", replace(config, data=replace(config.data, task=replace(task, benchmark="humaneval")))
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

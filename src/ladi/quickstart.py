@@ -23,7 +23,7 @@ from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table
 from ladi.report import build_report
-from ladi.rundir import latest_checkpoint, write_json_atomic
+from ladi.rundir import check_settings, latest_checkpoint, write_json_atomic
 from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.pipeline import Pipeline
 from ladi.train.presets import preset_named
@@ -218,7 +218,14 @@ def show(config: Config, pipeline: Pipeline, model_dir: Path, console: Console) 
 
 
 def train_all(pipeline: Pipeline, console: Console) -> None:
-    """Every stage that is not finished yet, in order, after an estimate of the time that they still take."""
+    """Every stage that is not finished yet, in order, after an estimate of the time that they still take.
+
+    Raises:
+        ValueError: if a finished one had other settings.
+    """
+    for name in STAGES:
+        config = getattr(pipeline, name)
+        check_settings(config.out_dir, config)
     steps = {name: steps_left(getattr(pipeline, name)) for name in STAGES}
     if any(steps.values()):
         seconds = seconds_left(pipeline, steps, time_sft_step(pipeline))

@@ -102,6 +102,9 @@ FREE_FIELDS = (
     "policy.replay_texts",
     "policy.replay_trajectories",
     "reward.time_limit",
+    "data.task.limits",
+    "data.task.num_workers",
+    "data.task.allow_unsafe_exec",
     "gate_problems",
     "validation",
 )
@@ -111,8 +114,8 @@ measured, how long is waited, and (up to the rounding of sums) what is computed 
 
 
 def is_free(name: str) -> bool:
-    """Whether a setting, or the group that it belongs to, is among `FREE_FIELDS`."""
-    return name in FREE_FIELDS or name.split(".")[0] in FREE_FIELDS
+    """Whether a setting, or a group that it belongs to, is among `FREE_FIELDS`."""
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_FIELDS)
 
 
 def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
@@ -130,11 +133,36 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def settings_of(config: Any) -> Any:
+    """What `config.json` holds of a stage's settings."""
+    wanted = to_json(asdict(config))
+    wanted.pop("out_dir", None)
+    return wanted
+
+
+def check_settings(out_dir: Path, config: Any) -> None:
+    """Raise if the folder holds a run with other settings: once there is a checkpoint or a model, only `FREE_FIELDS`
+    may differ.
+
+    Raises:
+        ValueError: with the fields and both their values.
+    """
+    path = out_dir / "config.json"
+    if not path.is_file() or not (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
+        return
+    changed = differences(json.loads(path.read_text()), settings_of(config))
+    fixed = [f"{name} ({values})" for name, values in changed.items() if not is_free(name)]
+    if fixed:
+        raise ValueError(
+            f"{out_dir} holds a run with other settings: {'; '.join(fixed)}. "
+            "Choose another out_dir, or delete the folder to start over"
+        )
+
+
 def open_run(out_dir: Path, config: Any) -> Path:
     """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`.
 
-    Once there is a checkpoint or a model, only `FREE_FIELDS` may differ from the run's settings so far. Of several
-    processes (torchrun, accelerate launch) the first does it for all.
+    Of several processes (torchrun, accelerate launch) the first does it for all.
 
     Raises:
         ValueError: if the folder belongs to a run with another configuration.
@@ -143,21 +171,11 @@ def open_run(out_dir: Path, config: Any) -> Path:
     out_dir = Path(out_dir)
     if not is_first_process():
         return out_dir
-    wanted = to_json(asdict(config))
-    wanted.pop("out_dir", None)
     with writing(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
+    check_settings(out_dir, config)
     write_json_atomic(out_dir / "provenance.json", provenance())
-    path = out_dir / "config.json"
-    if path.is_file() and (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
-        changed = differences(json.loads(path.read_text()), wanted)
-        fixed = [f"{name} ({values})" for name, values in changed.items() if not is_free(name)]
-        if fixed:
-            raise ValueError(
-                f"{out_dir} holds a run with other settings: {'; '.join(fixed)}. "
-                "Choose another out_dir, or delete the folder to start over"
-            )
-    write_json_atomic(path, wanted)
+    write_json_atomic(out_dir / "config.json", settings_of(config))
     return out_dir
 
 
