@@ -1,18 +1,26 @@
 """What a stage says of its data before it trains, and which data cached latents belong to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ladi.bundled import ASSETS
+from ladi.models.reasoner import LatentReasoner
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
+from ladi.tasks.code import Code
 from ladi.tasks.countdown import Countdown
 from ladi.tasks.gsm8k import Gsm8k
 from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
-from ladi.train.data import DataConfig, Examples, ValidationConfig, latents_fingerprint
+from ladi.tasks.sandbox import Limits
+from ladi.train import presets
+from ladi.train.data import DataConfig, Examples, ValidationConfig, latents_fingerprint, with_latents
+from ladi.train.loop import Share
+from ladi.train.reasoner import batches_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MATH_PATH = str(FIXTURES / "math500_test.jsonl")
@@ -87,6 +95,28 @@ def test_validation_takes_other_problems_than_training_and_always_the_same(tmp_p
     assert questions(six, 0) != held_out[:6], "rows of a file may be sorted"
     assert sorted(questions(every, 0)) == sorted(held_out)
     assert not set(held_out) & set(questions(data.examples(data.size, seed=0), 0))
+
+
+def test_the_noise_of_validation_is_the_same_at_every_step():
+    stage, task = presets.cd3_tiny().reasoner, Countdown(size=3, max_input=50)
+    config = replace(stage, vae_dir=ASSETS / "cd3_tiny" / "vae")
+    model = LatentReasoner.from_pretrained(ASSETS / "cd3_tiny" / "stage1")
+    examples, latents = with_latents(ValidationConfig(every=1, num_problems=3).examples(task), task, config.vae_dir, 2)
+
+    def drawn(examples: Examples, step: int) -> torch.Tensor:
+        batches = batches_of(model, config, examples, latents)
+        batches.prepare(step, Share(0, 3, lambda x: x))
+        return batches.batch_at(step, 0, 3).context
+
+    assert torch.equal(drawn(examples, 3), drawn(examples, 7))
+    trained = replace(examples, is_held_out=False)
+    assert not torch.equal(drawn(trained, 3), drawn(trained, 7))
+
+
+def test_cached_latents_do_not_depend_on_how_programs_are_judged():
+    mbpp = Code(path=str(FIXTURES / "mbpp.jsonl"))
+    other = replace(mbpp, num_workers=1, limits=Limits(wall_s=30.0), allow_unsafe_exec=True)
+    assert fingerprint(mbpp, 1) == fingerprint(other, 1)
 
 
 def test_validation_without_a_split_is_refused_with_those_there_are():

@@ -150,11 +150,17 @@ class ValidationConfig:
             )
         available, problem = task.num_problems(self.split), partial(task.problem, self.split)
         if available is None:
-            return Examples(self.num_problems, lambda step, start, stop: torch.arange(start, stop), problem)
+            return Examples(self.num_problems, in_order, problem, is_held_out=True)
         if not available:
             raise ValueError(f"the split {self.split!r} of the task {task.name} is empty; set --validation.every 0")
         order = pass_order(available, 0, 0)
-        return Examples(min(self.num_problems, available), lambda step, start, stop: order[start:stop], problem)
+        count = min(self.num_problems, available)
+        return Examples(count, lambda step, start, stop: order[start:stop], problem, is_held_out=True)
+
+
+def in_order(step: int, start: int, stop: int) -> Int[Tensor, " B"]:
+    """Positions of examples whose number is their position."""
+    return torch.arange(start, stop)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ class Examples:
     """Of examples [start, stop) of a step's batch: their positions in the split."""
     problem: Callable[[int], Problem]
     """The one at a position."""
+    is_held_out: bool = False
+    """Of validation: the same problems at every step, and the same noise with them."""
 
     def problems(self, step: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of a step's batch."""
@@ -177,6 +185,8 @@ class Some:
     """The problems of one micro-batch."""
 
     step: int
+    noise_step: int
+    """Names the noise that is drawn with them."""
     start: int
     """Where the first of them stands in the step's batch."""
     problems: list[Problem]
@@ -217,7 +227,8 @@ class ProblemBatches:
         """Examples [start, stop) of the step's batch."""
         rows = slice(start - self.first, stop - self.first)
         counts = [count * (stop - start) / self.batch_size for count in self.counts]
-        return self.make(Some(step, start, self.problems[rows], self.indices[rows], counts))
+        noise_step = 0 if self.examples.is_held_out else step
+        return self.make(Some(step, noise_step, start, self.problems[rows], self.indices[rows], counts))
 
 
 @lru_cache(maxsize=2)  # a batch seldom reaches into more than two passes
@@ -310,15 +321,14 @@ def precompute_latents(
 
 
 def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str:
-    """Names the VAE's files and the training set that cached latents belong to.
-
-    Of a finite task its texts count too: a file may hold other problems under the same name.
+    """Names the VAE's files and the training set that cached latents belong to: that of a finite task by its texts, for
+    a file may hold other problems under the same name, and settings such as those of a judge are nothing to latents.
     """
-    parts: list[Any] = [folder_fingerprint(vae_dir), asdict(data), max_blocks]
+    problems: Any = asdict(data)
     if data.task.num_problems("train") is not None:
-        problems = (data.task.problem("train", i) for i in range(data.size))
-        parts.append([(problem.question, problem.steps) for problem in problems])
-    text = json.dumps(parts, sort_keys=True, default=str)
+        texts = (data.task.problem("train", i) for i in range(data.size))
+        problems = [(problem.question, problem.steps) for problem in texts]
+    text = json.dumps([folder_fingerprint(vae_dir), problems, max_blocks], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -372,7 +382,7 @@ def with_latents(
         *(torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("mean", "log_var")),
         num_blocks=torch.cat([part.valid.sum(1) for part in parts]).cpu(),
     )
-    return Examples(len(problems), lambda step, start, stop: torch.arange(start, stop), problems.__getitem__), latents
+    return Examples(len(problems), in_order, problems.__getitem__, examples.is_held_out), latents
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def batches_of(reasoner: LatentReasoner, config, examples: Examples, latents: La
             latents.rows(some.indices, backbone.device),
             tokenize_pairs(backbone, [p.question for p in some.problems], [p.answer for p in some.problems]),
             config.loss.target,
-            loop.step_generator(config.loop.seed, some.step, 10_000 + some.start),
+            loop.step_generator(config.loop.seed, some.noise_step, 10_000 + some.start),
             some.counts,
         )
 
