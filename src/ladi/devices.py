@@ -2,18 +2,31 @@
 itself (train/loop.py).
 """
 
+import os
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: the first may encode a large data set alone."""
 
 
 def processes() -> PartialState:
-    """The processes that a launcher started together, or this one alone."""
-    return PartialState(timeout=PATIENCE)
+    """The processes that a launcher started together, or this one alone.
+
+    Raises:
+        ValueError: if a launcher started several and Accelerate, which looks for GPUs, takes this one to be alone.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and state.num_processes == 1:
+        raise ValueError(
+            f"{started} processes were started (WORLD_SIZE), but there is no accelerator to share among them; set "
+            "ACCELERATE_USE_CPU=1 to train on CPUs, or start one"
+        )
+    return state
 
 
 def default_device() -> torch.device:

@@ -77,23 +77,30 @@ def commands(out: str, root: str) -> dict[str, list[str]]:
     }
 
 
-def launch(out: Path, root: Path, num_processes: int, settings: dict[str, str]) -> None:
-    """Run all stages in that many processes, with these variables in their environment."""
+def start(program: list[str], num_processes: int, settings: dict[str, str]) -> list[tuple[int, str]]:
+    """Run a program of Python in that many processes, with these variables in their environment: how each ended, and
+    what it said.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", **settings}
     group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", SCRIPT, str(out), str(root)]
     processes = []
     for rank in range(num_processes):
         ranked = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
+        env = {**os.environ, "PYTHONPATH": paths, **settings, **ranked}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, env={**env, **ranked}, **pipes))
+        processes.append(subprocess.Popen([sys.executable, "-c", *program], env=env, **pipes))
     said = [process.communicate(timeout=280)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), said
-    assert all(text.splitlines().count("sharded") == len(STAGES) * bool(settings) for text in said)
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def launch(out: Path, root: Path, num_processes: int, settings: dict[str, str]) -> None:
+    """Run all stages in that many processes, with these variables in their environment."""
+    ended = start([SCRIPT, str(out), str(root)], num_processes, {"ACCELERATE_USE_CPU": "true", **settings})
+    assert all(code == 0 for code, _ in ended), ended
+    assert all(text.splitlines().count("sharded") == len(STAGES) * bool(settings) for _, text in ended)
 
 
 def copy_interrupted(run: Path, to: Path) -> None:
@@ -180,3 +187,12 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path, n
         loop.run(
             settings, tmp_path, torch.nn.Linear(1, 1), RolloutBuffer(lambda *_: None, 1), lambda *_: None, label="x"
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs")
+def test_processes_on_cpus_know_one_another_whatever_asks_first_or_are_refused():
+    program = ["from ladi.devices import default_device, processes; default_device(); print(processes().num_processes)"]
+    assert start(program, 2, {"ACCELERATE_USE_CPU": "1"}) == [(0, "2\n")] * 2
+    for code, said in start(program, 2, {"ACCELERATE_USE_CPU": "0"}):
+        assert code == 1
+        assert "2 processes were started (WORLD_SIZE), but there is no accelerator to share" in said
