@@ -100,6 +100,16 @@ def test_how_programs_are_judged_may_change_within_a_run(tmp_path):
         )
 
 
+def test_a_run_whose_inputs_have_changed_is_refused_and_one_from_before_they_were_noted_is_not(tmp_path):
+    config = Config(out_dir=tmp_path / "run")
+    (rundir.open_run(config.out_dir, config) / "final").mkdir()
+    for inputs in ({"data": "a"}, {"data": "a", "main": "b"}):
+        rundir.open_run(config.out_dir, config, inputs)
+    with pytest.raises(ValueError, match="began from something else: what main names has changed since"):
+        rundir.open_run(config.out_dir, config, {"data": "a", "main": "c"})
+    assert json.loads((config.out_dir / "provenance.json").read_text())["inputs"] == {"data": "a", "main": "b"}
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file .*; .* choose another folder"):

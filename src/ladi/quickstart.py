@@ -225,7 +225,7 @@ def train_all(pipeline: Pipeline, console: Console) -> None:
     """
     for name in STAGES:
         config = getattr(pipeline, name)
-        check_settings(config.out_dir, config)
+        check_settings(config.out_dir, config, {})
     steps = {name: steps_left(getattr(pipeline, name)) for name in STAGES}
     if any(steps.values()):
         seconds = seconds_left(pipeline, steps, time_sft_step(pipeline))

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -140,16 +141,24 @@ def settings_of(config: Any) -> Any:
     return wanted
 
 
-def check_settings(out_dir: Path, config: Any) -> None:
+def check_settings(out_dir: Path, config: Any, inputs: Mapping[str, str]) -> None:
     """Raise if the folder holds a run with other settings: once there is a checkpoint or a model, only `FREE_FIELDS`
-    may differ.
+    may differ, and what it read must be what it was.
 
     Raises:
-        ValueError: with the fields and both their values.
+        ValueError: with the fields and both their values, or the settings whose files have changed.
     """
     path = out_dir / "config.json"
     if not path.is_file() or not (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
         return
+    provenance_path = out_dir / "provenance.json"
+    before = json.loads(provenance_path.read_text()).get("inputs", {}) if provenance_path.is_file() else {}
+    stale = [name for name in inputs if before.get(name, inputs[name]) != inputs[name]]
+    if stale:
+        raise ValueError(
+            f"{out_dir} holds a run that began from something else: what {' and '.join(stale)} names has changed "
+            "since. Choose another out_dir, or delete the folder to start over"
+        )
     changed = differences(json.loads(path.read_text()), settings_of(config))
     fixed = [f"{name} ({values})" for name, values in changed.items() if not is_free(name)]
     if fixed:
@@ -159,8 +168,9 @@ def check_settings(out_dir: Path, config: Any) -> None:
         )
 
 
-def open_run(out_dir: Path, config: Any) -> Path:
-    """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`.
+def open_run(out_dir: Path, config: Any, inputs: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`, the latter with
+    `inputs`, hashes of what the run reads.
 
     Of several processes (torchrun, accelerate launch) the first does it for all.
 
@@ -173,8 +183,8 @@ def open_run(out_dir: Path, config: Any) -> Path:
         return out_dir
     with writing(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-    check_settings(out_dir, config)
-    write_json_atomic(out_dir / "provenance.json", provenance())
+    check_settings(out_dir, config, inputs)
+    write_json_atomic(out_dir / "provenance.json", provenance() | {"inputs": dict(inputs)})
     write_json_atomic(out_dir / "config.json", settings_of(config))
     return out_dir
 

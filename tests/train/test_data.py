@@ -9,6 +9,7 @@ import torch
 
 from ladi.bundled import ASSETS
 from ladi.models.reasoner import LatentReasoner
+from ladi.rundir import folder_fingerprint
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.code import Code
@@ -18,7 +19,7 @@ from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
 from ladi.tasks.sandbox import Limits
 from ladi.train import presets
-from ladi.train.data import DataConfig, Examples, ValidationConfig, latents_fingerprint, with_latents
+from ladi.train.data import DataConfig, Examples, ValidationConfig, inputs_of, latents_fingerprint, with_latents
 from ladi.train.loop import Share
 from ladi.train.reasoner import batches_of
 
@@ -170,3 +171,24 @@ def test_latents_of_the_generated_puzzles_that_are_kept_somewhere_stay_valid():
     """What the bundled models' caches are named by."""
     kept = "71dad6f8bcc2b7f8021dbb3bc5c195d16f027ba99612a72ead4c87b6a7bcc330"
     assert fingerprint(Countdown(size=3, max_input=50), 300_000) == kept
+
+
+def test_a_stage_is_named_by_what_it_reads(tmp_path):
+    task = write_sums(tmp_path / "my.jsonl", 20)
+    stage = replace(presets.cd3_tiny(tmp_path).grpo, data=DataConfig(task=task, num_train=5))
+    stage = replace(stage, model_dir=Path("assets/cd3_tiny/ar"))
+    before = inputs_of(stage)
+    assert before.keys() == {"data", "model_dir"}
+    assert before["model_dir"] == folder_fingerprint(ASSETS / "cd3_tiny" / "ar")
+    write_sums(tmp_path / "my.jsonl", 20, answer="seven")
+    read_rows.cache_clear()
+    split_rows.cache_clear()
+    after = inputs_of(stage)
+    assert (after["data"] != before["data"], after["model_dir"]) == (True, before["model_dir"])
+    assert inputs_of(presets.cd3_tiny(tmp_path).sft) == {}
+
+
+def write_sums(path: Path, number: int, answer: str = "") -> Jsonl:
+    rows = [{"question": f"{i}+1?", "steps": ["s"], "answer": answer or str(i + 1)} for i in range(number)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return Jsonl(path=path)

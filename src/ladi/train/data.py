@@ -25,7 +25,7 @@ from ladi.draws import mix_seed
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
-from ladi.rundir import folder_fingerprint, is_first_process, writing
+from ladi.rundir import folder_fingerprint, is_first_process, open_run, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
@@ -107,6 +107,36 @@ class DataConfig:
             return torch.stack([pass_order(size, seed, number)[place] for number, place in places])
 
         return Examples(batch_size, indices, partial(self.task.problem, "train"))
+
+
+MODELS = ("backbone_dir", "vae_dir", "reasoner_dir", "model_dir", "main")
+"""Settings of stages that name a model."""
+
+
+def begin(config: Any) -> Path:
+    """Check a stage's data and open its run's folder.
+
+    Raises:
+        ValueError: as `DataConfig.check`, or if the folder belongs to a run with other settings, texts or models.
+        OSError: if the folder cannot be written.
+    """
+    config.data.check()
+    return open_run(config.out_dir, config, inputs_of(config) if is_first_process() else {})
+
+
+def inputs_of(config: Any) -> dict[str, str]:
+    """What a stage reads, by the setting that names it -> hash of its contents: a finite task's training texts, and
+    models in folders.
+    """
+    found, data = {}, config.data
+    if data.task.num_problems("train") is not None:
+        problems = (data.task.problem("train", i) for i in range(data.size))
+        texts = json.dumps([(problem.question, problem.steps, problem.answer) for problem in problems])
+        found["data"] = hashlib.sha256(texts.encode()).hexdigest()
+    names = {name: getattr(config, name, "") for name in MODELS}
+    names["backbone.name_or_path"] = getattr(getattr(config, "backbone", None), "name_or_path", "")
+    folders = {name: Path(located(value)) for name, value in names.items() if str(value)}
+    return found | {name: folder_fingerprint(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,9 @@ from ladi.rl.objective import (
     reward_statistics,
     surrogate,
 )
-from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, begin
 from ladi.train.optim import Treatment
 from ladi.train.policy import (
     OldLogProbs,
@@ -445,8 +444,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     """Train and save `final/` (assistant and projection); returns its path. `functions` are rewards beside the
     configured ones; `on_log(step, metrics)` replaces the progress on the terminal.
     """
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     rewards = Rewards(config.reward, config.data.task, functions)
     assistant = LatentAssistant.from_pretrained(config.model_dir, config.main).train()
     if config.train_main and assistant.main.lm.dtype != torch.float32:

@@ -26,9 +26,8 @@ from ladi.models.assistant import AssistantConfig, LatentAssistant, load_main
 from ladi.models.backbone import Backbone, BackboneConfig, Dtype
 from ladi.models.decoding import append
 from ladi.models.vae import Posterior, read_posterior
-from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, Examples, ProblemBatches, Some, Tokens, ValidationConfig, tokenize_pairs
+from ladi.train.data import DataConfig, Examples, ProblemBatches, Some, Tokens, ValidationConfig, begin, tokenize_pairs
 from ladi.train.vae import beta_share
 
 
@@ -153,8 +152,7 @@ def batches_of(main: Backbone, config: Config, examples: Examples) -> ProblemBat
 
 def main(config: Config) -> Path:
     """Train and save `final/` (assistant and projection); returns its path."""
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     task = config.data.task
     assistant = LatentAssistant.from_backbones(
         config.assistant,

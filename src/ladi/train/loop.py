@@ -80,7 +80,8 @@ class LoopConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
-    """While it trains; when the finished model is written, the newest stays, from which a longer run could go on."""
+    """While it trains. When the finished model is written the newest stays: copied into the folder of a longer run, as
+    `checkpoints/step-...`, that goes on from it."""
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers beside metrics.jsonl: tensorboard, wandb, trackio."""
     seed: int = 0
@@ -165,9 +166,9 @@ def is_main_process() -> bool:
 
 def save_final(model: Any, run_dir: Path) -> Path:
     """Write the finished model to `final/`, whole or not at all, once whatever the number of processes, and drop all
-    checkpoints but the newest; returns the folder.
+    checkpoints but the newest; returns the folder. One that is there already stays as it is.
     """
-    if is_main_process():
+    if is_main_process() and not (run_dir / "final").exists():
         with atomic_dir(run_dir / "final") as folder:
             model.save_pretrained(folder)
         prune_checkpoints(run_dir, 1)

@@ -20,7 +20,6 @@ from ladi.losses import masked_mean, token_cross_entropy, velocity_mse
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.models.vae import LatentScale, ThoughtVAEConfig, read_config
-from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
 from ladi.train.data import (
@@ -33,6 +32,7 @@ from ladi.train.data import (
     Some,
     Tokens,
     ValidationConfig,
+    begin,
     check_lengths,
     count_tokens,
     num_tokens,
@@ -244,8 +244,7 @@ def check_problems(config: Config, block: str, backbone: Backbone) -> None:
 
 def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     vae_dir = Path(located(config.vae_dir))
     vae = ThoughtVAEConfig(**read_config(vae_dir, "ThoughtVAE"))
     shape = ReasonerConfig(

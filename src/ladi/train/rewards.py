@@ -13,7 +13,8 @@ from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem, Verdict
 
 RewardFunction = Callable[..., Sequence[float]]
-"""reward(questions, texts, **columns) -> one number per text; columns are `answer`, `steps` and the problem's meta."""
+"""reward(questions, texts, **columns) -> one number per text; columns are `answer`, `steps` and the problem's meta: of
+your own JSONL, its other columns, with None where a row lacks one."""
 
 
 class RewardError(RuntimeError):
@@ -51,7 +52,7 @@ def load_function(name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(f"reward function {name!r} cannot be loaded ({error}); name it as module:function") from error
     if not callable(function):
         raise ValueError(f"reward {name!r} is not a function")
@@ -102,8 +103,8 @@ class Rewards:
     def _call(self, function: RewardFunction, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
         name = getattr(function, "__name__", str(function))
         columns: dict[str, list[Any]] = {"answer": [p.answer for p in problems], "steps": [p.steps for p in problems]}
-        for key in problems[0].meta:
-            columns[key] = [p.meta[key] for p in problems]
+        for key in dict.fromkeys(key for p in problems for key in p.meta):
+            columns[key] = [p.meta.get(key) for p in problems]  # rows of a file may lack some
         result: list[Any] = []
         failure: list[BaseException] = []
 
@@ -122,7 +123,8 @@ class Rewards:
         if failure:
             frame = traceback.extract_tb(failure[0].__traceback__)[-1]
             where = f"{frame.filename}, line {frame.lineno}"
-            raise RewardError(f"reward {name!r} raised {failure[0]!r} ({where}); {sample}") from failure[0]
+            given = f"it is called as {name}(questions, texts, **columns), with the columns {', '.join(columns)}"
+            raise RewardError(f"reward {name!r} raised {failure[0]!r} ({where}); {given}; {sample}") from failure[0]
         if len(result) != len(texts):
             raise RewardError(f"reward {name!r} returned {len(result)} values for {len(texts)} texts; {sample}")
         values = []

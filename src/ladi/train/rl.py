@@ -36,10 +36,9 @@ from ladi.rl.objective import (
     surrogate,
     text_advantages,
 )
-from ladi.rundir import open_run
 from ladi.tasks.base import Problem
 from ladi.train import loop
-from ladi.train.data import DataConfig
+from ladi.train.data import DataConfig, begin
 from ladi.train.policy import (
     OldLogProbs,
     Texts,
@@ -470,8 +469,7 @@ def main(config: Config, functions: Sequence[RewardFunction] = (), on_log: loop.
     """Train and save `final/`, VAE included; returns its path. `functions` are rewards beside the configured
     ones; `on_log(step, metrics)` replaces the progress on the terminal.
     """
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     rewards = Rewards(config.reward, config.data.task, functions)
     reasoner = LatentReasoner.from_pretrained(config.model_dir).train()
     reference = reference_of(reasoner, config.policy.beta)

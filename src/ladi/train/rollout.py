@@ -16,9 +16,8 @@ from ladi.flow.solver import Velocity, euler_step
 from ladi.models.backbone import compute_again
 from ladi.models.decoding import Prefix, append
 from ladi.models.reasoner import Context, LatentReasoner
-from ladi.rundir import open_run
 from ladi.train import loop
-from ladi.train.data import DataConfig, ValidationConfig
+from ladi.train.data import DataConfig, ValidationConfig, begin
 from ladi.train.reasoner import Batch, LossConfig, answer_loss, draw_rows, flow_loss, stop_loss, total, train
 
 
@@ -128,8 +127,7 @@ def answer_logits(reasoner: LatentReasoner, prefix: Prefix, batch: Batch) -> Flo
 
 def main(config: Config) -> Path:
     """Train and save `final/`, VAE included; returns its path."""
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     reasoner = LatentReasoner.from_pretrained(config.reasoner_dir).train()
     return train(
         config,

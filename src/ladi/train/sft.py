@@ -14,7 +14,6 @@ from ladi.inference.text import alphabet, sft_target
 from ladi.losses import token_cross_entropy
 from ladi.models.backbone import Backbone, BackboneConfig
 from ladi.models.decoding import append
-from ladi.rundir import open_run
 from ladi.tasks import TaskConfig
 from ladi.train import loop
 from ladi.train.data import (
@@ -24,6 +23,7 @@ from ladi.train.data import (
     Some,
     Tokens,
     ValidationConfig,
+    begin,
     count_tokens,
     tokenize_pairs,
 )
@@ -82,8 +82,7 @@ def batches_of(backbone: Backbone, task: TaskConfig, examples: Examples) -> Prob
 
 def main(config: Config) -> Path:
     """Train and save `final/`; returns its path."""
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
     if config.lora_rank:
         backbone.add_lora(config.lora_rank, config.loop.seed)

@@ -12,7 +12,7 @@ from ladi.inference.text import blocks_of
 from ladi.losses import gaussian_kl_to_standard
 from ladi.models.backbone import Backbone
 from ladi.models.vae import BlockTokens, Posterior, ThoughtVAE, ThoughtVAEConfig
-from ladi.rundir import open_run, write_json_atomic
+from ladi.rundir import write_json_atomic
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem
 from ladi.tasks.blocks import Block
@@ -24,6 +24,7 @@ from ladi.train.data import (
     ProblemBatches,
     Some,
     ValidationConfig,
+    begin,
     check_lengths,
     num_tokens,
 )
@@ -139,8 +140,7 @@ def main(config: Config) -> Path:
         ValueError: before training, if more than one block in twenty has more than `vae.max_block_tokens` tokens
             and would always be cut.
     """
-    config.data.check()
-    run_dir = open_run(config.out_dir, config)
+    run_dir = begin(config)
     task, block = config.data.task, config.vae.block
     vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir), config.loop.seed)
     texts = [b.text for b in all_blocks(config.data.sample(), task, block)]
