@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ladi.progress import eval_table, short
+from ladi.progress import eval_table, frames_table, short, texts_table
 from ladi.quickstart import live_table
 
 
@@ -50,6 +50,15 @@ def test_the_table_of_evaluations_fits_80_columns_uncut():
     assert "…" not in text
     assert "50.0 [40.0," in text
     assert "1.23k" in text
+
+
+def test_brackets_in_names_and_texts_are_shown_as_they_are():
+    label, text = "RL [/INST] [seed 1]", "x[i] or list[int] [/INST]"
+    assert label in shown(eval_table([record(label)], title="[b] of [red]"), 120)
+    assert text in shown(texts_table([text]), 120)
+    table = shown(frames_table("[19] [/x]", [1.0], [["[a, b]"]]), 120)
+    assert "[a, b]" in table
+    assert "[19] [/x]" in table
 
 
 def test_the_split_is_named_where_there_are_several():

@@ -65,15 +65,22 @@ USAGE = f"""ladi: latent diffusion reasoning for language models
 console = Console()
 
 
+def say(text: str) -> None:
+    """Print a text as it is: names and paths may hold what rich would take for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def take(args: list[str], option: str, default: str) -> tuple[str, list[str]]:
-    """The value of one `--option VALUE` (or the default) and the other arguments.
+    """The value of one `--option VALUE` or `--option=VALUE` (or the default) and the other arguments.
 
     Raises:
         ValueError: if the value is missing.
     """
-    if option not in args:
+    at = next((i for i, arg in enumerate(args) if arg.partition("=")[0] == option), None)
+    if at is None:
         return default, args
-    at = args.index(option)
+    if "=" in args[at]:
+        return args[at].partition("=")[2], args[:at] + args[at + 1 :]
     if at + 1 == len(args):
         raise ValueError(f"{option} needs a value")
     return args[at + 1], args[:at] + args[at + 2 :]
@@ -97,7 +104,8 @@ def train(args: list[str]) -> None:
     stage = args[0]
     preset, rest = take_preset(args[1:])
     config = configured(getattr(preset_named(preset)(), stage.replace("-", "_")), rest, f"ladi train {stage}")
-    console.print(f"saved {STAGES[stage](config)}")
+    said = "finished before, nothing to train:" if (config.out_dir / "final").exists() else "saved"
+    say(f"{said} {STAGES[stage](config)}")
 
 
 def run_eval(args: list[str]) -> None:
@@ -116,9 +124,9 @@ def run_eval(args: list[str]) -> None:
         raise ValueError(f"{config.model_dir} is no reasoner: nothing is denoised; leave --denoising out")
     with eval_progress(console) as progress:
         record = evaluate(config, model, progress)
-    console.print(eval_table([record]))
     if json_path:
         write_json_atomic(Path(json_path), record)
+    console.print(eval_table([record]))
     if denoising_path and isinstance(model, LatentReasoner):
         problems = [config.task.problem(config.split, i) for i in range(min(3, config.num_questions))]
         shown = denoising_record(model, config.task, problems, config.sample, config.seed)
@@ -202,12 +210,14 @@ class ReportArgs:
 def run_report(args: list[str]) -> None:
     """`ladi report RUN... [--out FILE] [--markdown FILE#MARKER...] [--against LABEL] [--figure FILE]`."""
     chosen = tyro.cli(ReportArgs, args=args, prog="ladi report")
-    console.print(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
+    if not chosen.runs:
+        raise ValueError("ladi report needs at least one run's folder")
+    say(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
     if chosen.figure:
-        console.print(f"wrote {write_figure(chosen.runs, chosen.figure)}")
+        say(f"wrote {write_figure(chosen.runs, chosen.figure)}")
     differences = differences_table(chosen.runs, chosen.against) if chosen.against else ""
     if differences:
-        console.print(differences, markup=False, highlight=False, soft_wrap=True)
+        say(differences)
     for target in chosen.markdown:
         path, _, marker = target.partition("#")
         table = (seeds_table if chosen.over_seeds else results_table)(chosen.runs)

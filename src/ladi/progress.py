@@ -1,4 +1,4 @@
-"""What the terminal shows: progress of evaluations, and tables (rich)."""
+"""What the terminal shows: progress of evaluations, and tables (rich). What models and users wrote is never markup."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 @contextmanager
@@ -34,14 +35,14 @@ def short(number: int | float) -> str:
 def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
     """One row per evaluation: pass@k in percent with 95 % intervals, distinct valid solutions, cost, latent use."""
     ks = [k for k in records[0]["pass@k"] if k in ("1", "10", "16", "100") or k == list(records[0]["pass@k"])[-1]]
-    table = Table(title=title or None)
+    table = Table(title=Text(title) if title else None)
     splits = {record["split"] for record in records}
     for name in ("model", *(f"pass@{k} %" for k in ks), "distinct", "tokens", "time"):
         table.add_column(name)
     for record in records:
         distinct = record["distinct_valid"]
         table.add_row(
-            record["label"] if len(splits) == 1 else f"{record['label']}, {record['split']}",
+            Text(record["label"] if len(splits) == 1 else f"{record['label']}, {record['split']}"),
             *(percent(record["pass@k"][k]) for k in ks),
             f"{distinct['value']:.2f} [{distinct['low']:.2f}, {distinct['high']:.2f}]",
             short(record["tokens_processed"]),
@@ -59,7 +60,7 @@ def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
         for record in records
         if any((found := record["not_judged"]).values())
     ]
-    table.caption = "\n".join(notes) or None
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 
@@ -67,15 +68,15 @@ def texts_table(texts: Sequence[str]) -> Table:
     """One text per trajectory."""
     table = Table("trajectory", "answer")
     for i, text in enumerate(texts):
-        table.add_row(str(i + 1), text)
+        table.add_row(str(i + 1), Text(text))
     return table
 
 
 def frames_table(title: str, times: Sequence[float], texts: Sequence[Sequence[str]]) -> Table:
     """Blocks as text, one row per time; t = 1 is noise."""
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for name in ("t", *(f"block {k + 1}" for k in range(len(texts[0])))):
         table.add_column(name)
     for t, blocks in zip(times, texts, strict=True):
-        table.add_row(f"{t:.2f}", *blocks)
+        table.add_row(f"{t:.2f}", *map(Text, blocks))
     return table
