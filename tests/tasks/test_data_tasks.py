@@ -161,6 +161,7 @@ def test_sentences_are_not_cut_at_decimals_or_abbreviations():
         "Done",
     )
     assert split_cot("a. b\n\nc", "line") == ("a. b", "c")
+    assert split_cot("def f(x):\r\n    return x \n", "line") == ("def f(x):", "    return x")
 
 
 def test_sentences_may_end_in_formulas_quotations_and_brackets():

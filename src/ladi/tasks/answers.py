@@ -34,7 +34,7 @@ NUMBER = re.compile(
 FRACTION = re.compile(r"(?P<sign>-?)\\[dt]?frac\{(?P<over>-?[0-9]{1,40})\}\{(?P<under>[0-9]{1,40})\}", re.ASCII)
 BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?", re.ASCII)
 """A number with its base, which math-verify does not read."""
-WORDS = re.compile(r"[A-Za-z][A-Za-z ]{3,}")
+WORDS = re.compile(r"[A-Za-z][A-Za-z ]*[A-Za-z]")
 WITH_WORDS = re.compile(r"(?P<number>\S.*?) ?(?P<words>(?:or|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)\.?", re.ASCII)
 """A number with a unit behind it; shorter words may be variables."""
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -139,7 +139,7 @@ def compare(gold: str, answer: str) -> bool | None:
     if number is not None and (other := without_unit(answer)) is not None:
         return other is not False and same_number(number, other)
     if WORDS.fullmatch(gold) and WORDS.fullmatch(answer):  # to math-verify words are products of letters
-        return gold.casefold() == answer.casefold()
+        return gold.replace(" ", "").casefold() == answer.replace(" ", "").casefold()
     return None
 
 

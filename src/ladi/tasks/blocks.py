@@ -30,7 +30,8 @@ def before_block(question: str, earlier: Sequence[str]) -> str:
 
 
 def split_cot(cot: str, by: SplitBy) -> tuple[str, ...]:
-    """The blocks of a chain of thought, in order, without empty ones; joined they are the text up to white space.
+    """The blocks of a chain of thought, in order, without empty ones; joined they are the text up to white space. Lines
+    keep their indentation, as code needs it.
 
     Raises:
         ValueError: if the way of splitting is unknown.
@@ -43,4 +44,4 @@ def split_cot(cot: str, by: SplitBy) -> tuple[str, ...]:
         parts = [part for line in cot.splitlines() for part in SENTENCE_END.split(line)]
     else:
         raise ValueError(f"unknown split {by!r}; use sentence, line or whole")
-    return tuple(part.strip() for part in parts if part.strip())
+    return tuple(part.rstrip() if by == "line" else part.strip() for part in parts if part.strip())

@@ -2,6 +2,8 @@
 
 {"question": "What is 2+3*4?", "steps": ["3*4=12", "2+12=14"], "answer": "14"}
 {"question": "What is 2+3*4?", "cot": "3*4 is 12. Then 2+12 is 14.", "answer": "14"}
+
+Answers are one line: white space in them counts as one space. Other columns are for reward functions.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from ladi.tasks.blocks import SplitBy, split_cot
 from ladi.tasks.published import check_texts, is_text, json_object
 
 SPLITS = ("train", "validation", "test")
+OWN = ("question", "steps", "cot", "answer")
+"""Columns that the task reads itself."""
 
 
 def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
@@ -38,7 +42,8 @@ def parse_row(line: bytes, where: str, split_by: SplitBy) -> Problem:
     answer = " ".join(row["answer"].split())  # as answers are read from texts, in one line
     if "####" in answer or "<answer>" in answer:
         raise ValueError(f"{where}: 'answer' must be the answer alone, without #### or <answer>, got {answer!r:.80}")
-    return Problem(question=row["question"], steps=tuple(steps), answer=answer)
+    meta = {name: value for name, value in row.items() if name not in OWN}
+    return Problem(question=row["question"], steps=tuple(steps), answer=answer, meta=meta)
 
 
 @lru_cache
@@ -48,6 +53,7 @@ def read_rows(path: Path, split_by: SplitBy) -> tuple[Problem, ...]:
     Raises:
         ValueError: if the file is missing, empty, or has a malformed row.
     """
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}; name a JSONL file of question, steps or cot, and answer")
     lines = path.read_bytes().split(b"\n")  # not splitlines: JSON texts may hold other line ends, such as U+2028
