@@ -25,9 +25,11 @@ def located(name_or_path: str | Path) -> str:
     """A hub name or folder as it is; the bundled folder for `assets/...`.
 
     Raises:
-        ValueError: if no bundled model has that name.
+        ValueError: if no bundled model has that name, or it is a run's folder and not its model's.
     """
     name = str(name_or_path)
+    if (Path(name) / "final" / "config.json").is_file():
+        raise ValueError(f"{name} is the folder of a run; its model is {Path(name) / 'final'}")
     return str(resolve(Path(name))) if name.startswith(PREFIX) else name
 
 

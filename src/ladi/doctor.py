@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
@@ -31,7 +31,7 @@ class Config:
 
     preset: str
     data: DataConfig
-    """What the stages read; --data.task.path names a local copy of a published data set."""
+    """What the stages read; --data.task.path (or train-path and test-path) names a local copy of a published one."""
     backbone: BackboneConfig
     """Of the stage `sft` and of those that go on from its model; --backbone.name-or-path names a pretrained one."""
 
@@ -119,7 +119,10 @@ def main(config: Config, console: Console) -> dict[str, Estimate]:
     try:
         size = lengths(pipeline)
     except (ValueError, OSError) as error:
-        console.print(f"No activations and tokens, for the data cannot be read: {error} (here: --data.task.path)")
+        paths = [field.name for field in fields(config.data.task) if field.name.endswith("path")]
+        flags = ", ".join(f"--data.task.{name.replace('_', '-')}" for name in paths)
+        said = f"No activations and tokens, for the data cannot be read: {error}{f' (here: {flags})' * bool(flags)}"
+        console.print(said, markup=False)
     found = estimates(pipeline, size)
     console.print(estimate_table(config.preset, found))
     console.print(disk_line(found, shutil.disk_usage(Path.cwd()).free))

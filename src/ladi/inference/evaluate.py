@@ -60,8 +60,11 @@ class EvalConfig:
     def __post_init__(self):
         if self.max_text_tokens < 1:
             raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
-        if max(self.ks) > self.num_samples:
-            raise ValueError(f"k = {max(self.ks)} needs at least as many samples; num_samples is {self.num_samples}")
+        if not self.ks or min(self.ks) < 1 or max(self.ks) > self.num_samples:
+            raise ValueError(
+                f"ks are numbers of samples, from 1 to num_samples ({self.num_samples}), got {list(self.ks)}; set ks "
+                f"(--ks 1 {self.num_samples}, for example) or num_samples"
+            )
         if self.latent_use_samples and self.num_questions == 1:
             raise ValueError(
                 "latents are shuffled across questions: latent_use_samples above 0 needs num_questions 2 or more; or "

@@ -213,7 +213,13 @@ class LatentAssistant(nn.Module):
     def think(
         self, questions: Sequence[str], num_trajectories: int, generator: Source, noise_scale: float = 1.0
     ) -> Float[Tensor, "B R T D"]:
-        """`num_trajectories` trajectories of each question; `noise_scale` multiplies the policy's noise, 0: means."""
+        """`num_trajectories` trajectories of each question; `noise_scale` multiplies the policy's noise, 0: means.
+
+        Raises:
+            ValueError: if `num_trajectories` is less than 1.
+        """
+        if num_trajectories < 1:
+            raise ValueError(f"num_latents must be at least 1, got {num_trajectories}")
         config = self.config
         shape = (len(questions), num_trajectories, config.num_latents, config.latent_width)
         noise = normal(shape, generator).to(self.main.device) * noise_scale

@@ -5,7 +5,8 @@ embeddings, hidden states under an explicit boolean mask (with an optional cache
 and text <-> ids. Gradients flow through cached keys and values into the context that made them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -248,6 +249,23 @@ def draw_rows(table: Float[Tensor, "V C"], ids: Sequence[int]) -> None:
     table[torch.tensor(ids)] = (3**0.5 * size * numbers).to(table.dtype)
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Says in one line what of transformers could not be loaded.
+
+    Raises:
+        OSError: if it could not.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise OSError(
+            f"cannot load {what}: {said}. Name a folder that holds it (a stage saves its model under final/), or a "
+            "model of the hub, downloaded while online"
+        ) from error
+
+
 class Backbone(nn.Module):
     """A causal LM and its tokenizer; `width` is C, `eos`, `pad`, `bot`, `eot` and `soa` are token ids."""
 
@@ -295,19 +313,17 @@ class Backbone(nn.Module):
 
         Raises:
             ValueError: if the model is not of the Llama or Qwen3 family, or its tokenizer has no end-of-text token.
-            OSError: if the model is neither a folder nor in the hub's cache and cannot be downloaded.
+            OSError: if model or tokenizer is neither in a folder nor in the hub's cache and cannot be downloaded.
         """
         name_or_path = located(name_or_path)
-        try:
+        with loading(f"the model {name_or_path}"):
             lm: Any = AutoModelForCausalLM.from_pretrained(
                 name_or_path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
             )
-            if lm.config.model_type not in ("llama", "qwen3"):
-                raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
+        if lm.config.model_type not in ("llama", "qwen3"):
+            raise ValueError(f"{name_or_path} is a {lm.config.model_type!r} model; use a llama or qwen3 one")
+        with loading(f"the tokenizer of {name_or_path}"):
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        except OSError as error:
-            said = " ".join(str(error).split())
-            raise OSError(f"cannot load {name_or_path} ({said}); name a folder, or download it while online") from error
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {name_or_path} has no end-of-text token; set eos_token in its tokenizer_config.json"

@@ -154,7 +154,13 @@ def generate_latents(
     config: SampleConfig,
     generator: Source,
 ) -> LatentPaths:
-    """Trajectories of all blocks: `num_latents` for each question."""
+    """Trajectories of all blocks: `num_latents` for each question.
+
+    Raises:
+        ValueError: if `num_latents` is less than 1.
+    """
+    if num_latents < 1:
+        raise ValueError(f"num_latents must be at least 1, got {num_latents}")
     batch = len(questions)
     ids, valid = reasoner.backbone.tokenize(questions, opening=True)
     prefix = reasoner.open((ids, valid))

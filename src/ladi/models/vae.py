@@ -280,6 +280,8 @@ def read_config(folder: Path, model: str) -> dict:
         raise ValueError(f"{folder} is not a saved {model}: it has no config.json")
     config = json.loads(path.read_text())
     found = config.pop("model", config.get("model_type", "unknown"))
+    if found == "unknown":
+        raise ValueError(f"{folder} is not a saved {model}: its config.json is something else's")
     if found != model:
         raise ValueError(f"{folder} holds a {found}, not a {model}")
     return config
