@@ -316,8 +316,9 @@ def test_accuracy_is_drawn_against_diversity_over_training(tmp_path):
 
 
 def test_sections_without_data_are_left_out(tmp_path):
-    (tmp_path / "empty").mkdir()
-    page = build_report([tmp_path / "empty"], tmp_path / "report.html").read_text()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "metrics.jsonl").touch()
+    page = build_report([tmp_path / "begun"], tmp_path / "report.html").read_text()
     check(page)
     assert "<h2>" not in page
 
@@ -506,6 +507,16 @@ def test_the_interval_of_a_difference_is_that_of_its_mean(tmp_path):
         pytest.approx(mean - half, abs=0.1 * half),
         pytest.approx(mean + half, abs=0.1 * half),
     )
+
+
+def test_a_folder_without_a_run_is_refused_with_the_runs_in_it(tmp_path):
+    write_run(tmp_path / "sft", [evaluation()])
+    (tmp_path / "sft" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds no run: no metrics, no evaluations; name those in it: .*sft$"):
+        run_report([str(tmp_path), "--out", str(tmp_path / "r.html")])
+    with pytest.raises(ValueError, match="needs at least one run's folder"):
+        run_report(["--out", str(tmp_path / "r.html")])
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_solutions_among_other_numbers_of_samples_are_not_compared(tmp_path):

@@ -307,6 +307,12 @@ def read_run(run_dir: Path, name: str) -> Run:
     denoising_path, metrics_path = run_dir / "eval" / "denoising.json", run_dir / "metrics.jsonl"
     config_path, provenance_path = run_dir / "config.json", run_dir / "provenance.json"
     evaluation_paths = sorted(path for path in run_dir.glob("eval/*.json") if path != denoising_path)
+    if not (evaluation_paths or any(p.exists() for p in (denoising_path, metrics_path, config_path))):
+        below = sorted(str(path.parent) for path in run_dir.glob("*/config.json"))
+        raise ValueError(
+            f"{run_dir} holds no run: no metrics, no evaluations"
+            + f"; name those in it: {', '.join(below)}" * bool(below)
+        )
     return Run(
         run_dir=run_dir,
         name=name,
