@@ -526,5 +526,5 @@ def test_offline_a_model_that_is_not_here_is_named(tmp_path):
     done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ladi: cannot load nobody/nothing (")
-    assert line.endswith("name a folder, or download it while online")
+    assert line.startswith("ladi: cannot load the model nobody/nothing: ")
+    assert line.endswith("or a model of the hub, downloaded while online")

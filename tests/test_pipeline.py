@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from ladi import cli
 from ladi.models.assistant import AssistantConfig, LatentAssistant
+from ladi.rundir import folder_fingerprint
 from ladi.tasks.jsonl import Jsonl
 from tests.conftest import tiny_backbone
 
@@ -194,6 +196,29 @@ def test_a_second_configuration_in_the_same_folder_is_refused(trained, monkeypat
     assert "loop.seed" in capsys.readouterr().err
 
 
+def test_a_finished_stage_stays_as_it_is_and_is_refused_where_what_it_read_has_changed(monkeypatch, capsys, tmp_path):
+    for stage in ("sft", "vae"):
+        train(monkeypatch, tmp_path, stage)
+    made = folder_fingerprint(tmp_path / "vae" / "final")
+    capsys.readouterr()
+    train(monkeypatch, tmp_path, "vae")
+    assert "finished before, nothing to train: " in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "sft")
+    train(monkeypatch, tmp_path, "sft", "--backbone.seed", "3")
+    with pytest.raises(SystemExit):
+        train(monkeypatch, tmp_path, "vae")
+    assert "what backbone_dir names has changed since" in capsys.readouterr().err
+    assert folder_fingerprint(tmp_path / "vae" / "final") == made
+
+
+def test_a_run_named_as_a_model_is_refused_with_its_model(trained, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for args in (["eval", "--model-dir"], ["train", "rl", "--model-dir"], ["train", "vae", "--backbone-dir"]):
+        with pytest.raises(SystemExit):
+            ladi(monkeypatch, *args, trained / "sft")
+        assert f"sft is the folder of a run; its model is {trained / 'sft' / 'final'}" in capsys.readouterr().err
+
+
 def test_latents_of_another_vae_are_refused(trained, monkeypatch, capsys, tmp_path):
     train(monkeypatch, tmp_path, "sft")
     train(monkeypatch, tmp_path, "vae", "--loop.seed", "5")
@@ -208,17 +233,22 @@ def test_latents_of_another_vae_are_refused(trained, monkeypatch, capsys, tmp_pa
     [
         (["train"], "needs a stage"),
         (["train", "sft", "--preset", "cd9"], "unknown preset 'cd9'"),
+        (["train", "sft", "--preset=cd9"], "unknown preset 'cd9'"),
+        (["train", "vae", "--backbone-dir", "nowhere"], "cannot load the model nowhere: "),
+        (["eval", "--num-samples", "4"], "from 1 to num_samples (4)"),
+        (["sample", "1,2,3:6", "--num-latents", "0"], "num_latents must be at least 1, got 0"),
         (["eval", "--model-dir", "nowhere"], "no folder nowhere"),
         (["sample", "1,2,3:6", "--model-dir", "nowhere"], "no folder nowhere"),
         (["bench", "--preset", "cd9"], "unknown preset 'cd9'"),
         (["bench", "--question-tokens", "5"], "answer_tokens (0) go together"),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, args, said):
+def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, tmp_path, args, said):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         ladi(monkeypatch, *args)
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 DEVICE = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")

@@ -25,6 +25,7 @@ from ladi.models.reasoner import LatentReasoner, ReasonerConfig
 from ladi.rl.objective import SurrogateConfig, group_advantages
 from ladi.tasks.base import TIMEOUT, Verdict
 from ladi.tasks.countdown import Countdown
+from ladi.tasks.jsonl import Jsonl
 from ladi.tasks.math_pool import DIED
 from ladi.train import grpo, rl
 from ladi.train import rewards as rewards_module
@@ -439,6 +440,25 @@ def test_functions_get_columns_and_are_weighted():
     assert rewards(PROBLEMS, ["24", "b", "2"], whole=False).rewards == [1.5, 1.0, 2.75]
     assert seen["answer"] == [p.answer for p in PROBLEMS]
     assert seen["target"] == [p.meta["target"] for p in PROBLEMS]
+
+
+def test_columns_of_own_rows_reach_rewards_and_are_named_where_one_is_missing(tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"question": f"{i}?", "cot": "c", "answer": "1"} | ({"source": "web"} if i % 2 else {}) for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task, seen = Jsonl(path=path), []
+    problems = [task.problem("train", i) for i in range(6)]
+
+    def noted(questions, texts, source, **columns):
+        seen.extend(source)
+        return [0.0] * len(texts)
+
+    Rewards(RewardConfig(), task, [noted])(problems, ["1"] * 6, whole=False)
+    assert seen == ["web" if int(p.question[:-1]) % 2 else None for p in problems]
+    assert set(seen) == {"web", None}
+    rewards = Rewards(RewardConfig(), task, [lambda questions, texts, sauce, **columns: [0.0] * len(texts)])
+    with pytest.raises(RewardError, match=r"\(questions, texts, \*\*columns\), with the columns answer, steps, source"):
+        rewards(problems, ["1"] * 6, whole=False)
 
 
 @pytest.mark.parametrize(
