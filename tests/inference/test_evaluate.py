@@ -134,7 +134,8 @@ def test_the_tokens_processed_by_other_models_are_what_hooks_count_too(passes):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"ks": (1, 7)}, "at least as many samples"),
+        ({"ks": (1, 7)}, "ks are numbers of samples, from 1 to num_samples"),
+        ({"ks": ()}, "ks are numbers of samples, from 1 to num_samples"),
         ({"texts_per_latent": 4, "sample": SampleConfig(temperature=1.0)}, "must be a multiple of texts_per_latent"),
         ({"latent_use_samples": 4, "num_questions": 1}, "num_questions 2 or more; or set latent_use_samples 0"),
         ({"texts_per_latent": 2}, "are all alike"),

@@ -5,7 +5,7 @@ import torch
 
 from ladi.models.decoding import Continuation
 from ladi.rl.objective import Normaliser, SurrogateConfig
-from ladi.train.policy import Texts, text_entropy, text_surrogate
+from ladi.train.policy import OldLogProbs, Texts, text_entropy, text_surrogate
 
 P, R, M, T = 2, 3, 2, 4
 
@@ -30,14 +30,12 @@ def some_texts() -> Texts:
 
 
 @pytest.mark.parametrize("mask_truncated", [False, True])
-@pytest.mark.parametrize("kept", [False, True], ids=["drawn by these weights", "log-probabilities kept"])
-def test_the_surrogate_of_texts_is_the_policy_gradient_of_the_tokens_that_count(mask_truncated, kept):
+def test_the_surrogate_of_texts_is_the_policy_gradient_of_the_tokens_that_count(mask_truncated):
     """Element by element: -A / (texts x the text's tokens), and nothing of padding or of texts that are left out."""
     texts, advantages = some_texts(), draw(P, R, M, seed=1)
     new = draw(P * R * M, T).requires_grad_()
-    old = new.detach().view(P, R, M, T) if kept else None
     size = Normaliser(P * R * M, 1, T)
-    value, terms = text_surrogate(texts, new, old, advantages, SurrogateConfig(), size, mask_truncated)
+    value, terms = text_surrogate(texts, new, OldLogProbs(), advantages, SurrogateConfig(), size, mask_truncated)
     value.backward()
     expected = torch.zeros(P * R * M, T)
     for i, (finished, advantage) in enumerate(zip(texts.finished.flatten(), advantages.flatten(), strict=True)):
@@ -53,7 +51,7 @@ def test_the_kl_of_texts_pulls_towards_the_reference():
     texts, new = some_texts(), draw(P * R * M, T).requires_grad_()
     reference = new.detach() + draw(P * R * M, T, seed=1)
     size, none = Normaliser(P * R * M, 1, T), torch.zeros(P, R, M)
-    value, terms = text_surrogate(texts, new, None, none, SurrogateConfig(), size, False, reference, beta=0.1)
+    value, terms = text_surrogate(texts, new, OldLogProbs(), none, SurrogateConfig(), size, False, reference, beta=0.1)
     value.backward()
     valid = texts.valid.flatten(0, 2)
     difference = (reference - new.detach())[valid]
