@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +36,7 @@ def short(number: int | float) -> str:
 def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
     """One row per evaluation: pass@k in percent with 95 % intervals, distinct valid solutions, cost, latent use."""
     ks = [k for k in records[0]["pass@k"] if k in ("1", "10", "16", "100") or k == list(records[0]["pass@k"])[-1]]
-    table = Table(title=Text(title) if title else None)
+    table = Table(title=escape(title) or None)
     splits = {record["split"] for record in records}
     for name in ("model", *(f"pass@{k} %" for k in ks), "distinct", "tokens", "time"):
         table.add_column(name)
@@ -60,7 +61,7 @@ def eval_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
         for record in records
         if any((found := record["not_judged"]).values())
     ]
-    table.caption = Text("\n".join(notes)) if notes else None
+    table.caption = escape("\n".join(notes)) or None
     return table
 
 
@@ -74,7 +75,7 @@ def texts_table(texts: Sequence[str]) -> Table:
 
 def frames_table(title: str, times: Sequence[float], texts: Sequence[Sequence[str]]) -> Table:
     """Blocks as text, one row per time; t = 1 is noise."""
-    table = Table(title=Text(title))
+    table = Table(title=escape(title))
     for name in ("t", *(f"block {k + 1}" for k in range(len(texts[0])))):
         table.add_column(name)
     for t, blocks in zip(times, texts, strict=True):

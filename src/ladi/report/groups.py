@@ -16,7 +16,7 @@ def by_seed(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     groups: dict[tuple[object, ...], list[Evaluation]] = {}
     for e in evaluations:
         samples = e.num_samples, e.texts_per_latent, e.dtype, *(setting(e, name) for name in SETTINGS)
-        key = (e.label, e.task, e.split, e.num_questions, e.questions_sha256, *samples)
+        key = (e.label, e.task, e.split, e.num_questions, *samples)
         groups.setdefault(key, []).append(e)
     return list(groups.values())
 

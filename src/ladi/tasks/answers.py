@@ -35,7 +35,7 @@ FRACTION = re.compile(r"(?P<sign>-?)\\[dt]?frac\{(?P<over>-?[0-9]{1,40})\}\{(?P<
 BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?", re.ASCII)
 """A number with its base, which math-verify does not read."""
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]*[A-Za-z]")
-WITH_WORDS = re.compile(r"(?P<number>\S.*?) ?(?P<words>(?:or|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)\.?", re.ASCII)
+WITH_WORDS = re.compile(r"(?P<number>\S.{0,99}?) ?(?P<words>(?:or|[A-Za-z]{3,})(?:[ -][A-Za-z]+)*)\.?", re.ASCII)
 """A number with a unit behind it; shorter words may be variables."""
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 NO_UNITS = {"and", "or", "plus", "minus", "times", "over", "squared", "cubed", "half", "point"}
