@@ -41,13 +41,14 @@ for s in 0 1 2; do
   grpo 2_grpo $s $AR
   dlr 4_value "DLR, 6 of 32 by value" $s $VALUE
   dlr 4_all "DLR, 32 of 32" $s
+  dlr 5_random "DLR, 6 of 32 at random" $s $FEW --policy.filter random
+  dlr 6_contrast "DLR, 32 of 32, contrastive loss" $s $CONTRAST
+  dlr 6_contrast_value "DLR, 6 of 32 by value, contrastive loss" $s $CONTRAST $VALUE
 done
-dlr 5_random "DLR, 6 of 32 at random" 0 $FEW --policy.filter random
-dlr 6_contrast "DLR, 32 of 32, contrastive loss" 0 $CONTRAST
-dlr 6_contrast_value "DLR, 6 of 32 by value, contrastive loss" 0 $CONTRAST $VALUE
 dlr 7_main_trained "DLR, 32 of 32, main trained too" 0 --policy.text-weight 1.0 --policy.temperature 1.0 --train-main \
   --loop.optim.lr 1e-4
-ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3_small --over-seeds
+ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3_small --over-seeds \
+  --against "main + token GRPO"
 
 # A main model of 7.6M.
 R=runs/dlr_cd3
@@ -62,4 +63,5 @@ for s in 0 1 2; do
   dlr 4_all "DLR, 32 of 32" $s
 done
 dlr 5_value_150 "DLR, 6 of 32 by value, 150 updates" 0 $VALUE --loop.steps 150
-ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3 --over-seeds
+ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3 --over-seeds \
+  --against "main + token GRPO"
