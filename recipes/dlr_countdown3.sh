@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DLR on Countdown-3 beside token GRPO on the main model: a 0.9M assistant steers a frozen main model of 0.9M (the bundled
 # AR SFT model) and one of 7.6M. 50 updates of 24 puzzles x 32 trajectories or texts; three seeds of puzzles, rollouts and
-# evaluation. Two hours on two cores; every command resumes if it is interrupted.
+# evaluation. Two and a half hours on two cores; every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 P="--preset dlr_cd3"
@@ -62,6 +62,8 @@ for s in 0 1 2; do
   dlr 4_value "DLR, 6 of 32 by value" $s $VALUE
   dlr 4_all "DLR, 32 of 32" $s
 done
+dlr 5_random "DLR, 6 of 32 at random" 0 $FEW --policy.filter random
 dlr 5_value_150 "DLR, 6 of 32 by value, 150 updates" 0 $VALUE --loop.steps 150
+dlr 6_contrast "DLR, 32 of 32, contrastive loss" 0 $CONTRAST
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_cd3 --over-seeds \
   --against "main + token GRPO"
