@@ -1,6 +1,6 @@
 """Copy trained models into src/ladi/assets/ with the provenance and the measured numbers of each.
 
-    python recipes/bundle.py cd3_tiny ar=runs/cd3_tiny/ar_matched stage1=runs/cd3_tiny/reasoner
+    python recipes/bundle.py cd3_tiny ar=runs/cd3_tiny/sft stage1=runs/cd3_tiny/reasoner
 
 Each argument names a finished run; its metrics are measured here, on 200 test puzzles with 16 samples each.
 """

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Token GRPO on Countdown-3 for as long as LaDi-RL takes for its 100 updates (recipes/rl_countdown3.sh): 173 updates, by
-# `ladi bench rl` (1.36 and 0.79 s an update). Continues the bundled model of 100 updates; one seed, three minutes on two cores.
+# 1.36 and 0.79 s an update (`ladi bench rl` at commit 4572fc9 on an Intel Xeon). Continues the bundled model of 100 updates; one
+# seed, three minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
