@@ -1,8 +1,8 @@
 """Presets for real runs, with the papers' settings where they give them; the rest are ours and not tried here.
 
-`max_text_tokens` is taken from the data, at 3 characters a token, not measured with the models' tokenizers (tokens are longer,
-so that more fits): 256 hold 99.6 % of GSM8K's training texts and 512 all of them, DLR's tags included; 768 hold all
-solutions of MATH-500; 512 hold all programs of MBPP.
+`max_text_tokens` is taken from the data, at 3 characters a token, not measured with the models' tokenizers (tokens are
+longer, so that more fits): 256 hold 99.6 % of GSM8K's training texts and 512 all of them, DLR's tags included; 768 hold
+all solutions of MATH-500; 512 hold all programs of MBPP.
 """
 
 from dataclasses import replace
