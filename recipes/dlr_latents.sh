@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # How many latents DLR needs, on Countdown-3 beside a main model of 0.9M: warm start and 50 updates each, one seed.
-# At 32 also with a longer warm start, in which the KL term comes later and more slowly. Three quarters of an hour on two
-# cores; every command resumes if it is interrupted.
+# Half an hour on two cores; every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 R=runs/dlr_latents
@@ -16,12 +15,3 @@ for T in 2 8 16 32; do
   $EVAL --model-dir $R/dlr_$T/final --label "$T latents, DLR, 6 of 32 by value" --json ${name}_with_dlr.json
 done
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_latents
-
-T=32
-OUT=runs/results/dlr_latents_32
-ladi train dlr-warmup --preset dlr_cd3 --main assets/cd3_tiny/ar --assistant.num-latents $T --free-steps 500 \
-  --beta-warmup-steps 800 --loop.steps 1600 --out-dir $R/long_$T
-ladi train dlr --preset dlr_cd3 --model-dir $R/long_$T/final --policy.num-decoded 6 --policy.filter value --out-dir $R/long_dlr_$T
-$EVAL --model-dir $R/long_$T/final --label "$T latents, long warm start" --json $OUT/eval/1_warm.json
-$EVAL --model-dir $R/long_dlr_$T/final --label "$T latents, long warm start, DLR, 6 of 32 by value" --json $OUT/eval/2_dlr.json
-ladi report $OUT --out $OUT/table.html --markdown docs/results.md#dlr_latents_32
