@@ -34,7 +34,7 @@ from ladi.report import (
     update_markdown,
     write_figure,
 )
-from ladi.rundir import provenance, write_json_atomic
+from ladi.rundir import latest_checkpoint, provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.presets import PRESETS, preset_named
 from ladi.train.rewards import RewardError
@@ -104,8 +104,8 @@ def train(args: list[str]) -> None:
     stage = args[0]
     preset, rest = take_preset(args[1:])
     config = configured(getattr(preset_named(preset)(), stage.replace("-", "_")), rest, f"ladi train {stage}")
-    said = "finished before, nothing to train:" if (config.out_dir / "final").exists() else "saved"
-    say(f"{said} {STAGES[stage](config)}")
+    is_finished = (config.out_dir / "final").exists() and latest_checkpoint(config.out_dir) is not None
+    say(f"{'finished before, nothing to train:' if is_finished else 'saved'} {STAGES[stage](config)}")
 
 
 def run_eval(args: list[str]) -> None:

@@ -314,6 +314,11 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
+def json_fingerprint(value: Any) -> str:
+    """sha256 over a value as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def folder_fingerprint(folder: Path) -> str:
     """sha256 over the names and contents of a saved model's config.json and safetensors files."""
     digest = hashlib.sha256()

@@ -1,7 +1,5 @@
 """Task x model x sampler -> accuracy, pass@k, diversity, latent use and cost, as one JSON-ready record."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone, Dtype
 from ladi.models.generation import LATENTS, TEXTS, SampleConfig
 from ladi.models.reasoner import LatentReasoner
-from ladi.rundir import provenance
+from ladi.rundir import json_fingerprint, provenance
 from ladi.tasks import TaskConfig, verify_all
 from ladi.tasks.base import Problem, Verdict
 
@@ -266,7 +264,7 @@ def evaluate(config: EvalConfig, model: Model | None = None, progress: Progress 
         "task": config.task.name,
         "split": config.split,
         "num_questions": config.num_questions,
-        "questions_sha256": hashlib.sha256(json.dumps([p.question for p in problems]).encode()).hexdigest(),
+        "questions_sha256": json_fingerprint([p.question for p in problems]),
         "num_samples": config.num_samples,
         "max_text_tokens": config.max_text_tokens if is_ar else None,
         "readout": config.readout,

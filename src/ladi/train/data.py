@@ -4,8 +4,6 @@ Example i of step s is number s * batch_size + i of passes over the training pro
 order of its own: the data position is the step, and a resumed run reads what the uninterrupted one would have read.
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +23,7 @@ from ladi.draws import mix_seed
 from ladi.inference.text import blocks_of
 from ladi.models.backbone import Backbone
 from ladi.models.vae import ThoughtVAE
-from ladi.rundir import folder_fingerprint, is_first_process, open_run, writing
+from ladi.rundir import folder_fingerprint, is_first_process, json_fingerprint, open_run, writing
 from ladi.tasks import TaskConfig
 from ladi.tasks.base import Problem, asked, overlap
 from ladi.tasks.blocks import Block
@@ -91,6 +89,13 @@ class DataConfig:
         count = min(SAMPLE, self.size) if is_endless else self.size
         return [self.task.problem("train", i) for i in range(count)]
 
+    def texts(self) -> list[tuple[str, tuple[str, ...], str]] | None:
+        """Question, steps and answer of each training problem of a finite task; None for an endless one."""
+        if self.task.num_problems("train") is None:
+            return None
+        problems = (self.task.problem("train", i) for i in range(self.size))
+        return [(problem.question, problem.steps, problem.answer) for problem in problems]
+
     def examples(self, batch_size: int, seed: int) -> "Examples":
         """The batches of training.
 
@@ -128,11 +133,8 @@ def inputs_of(config: Any) -> dict[str, str]:
     """What a stage reads, by the setting that names it -> hash of its contents: a finite task's training texts, and
     models in folders.
     """
-    found, data = {}, config.data
-    if data.task.num_problems("train") is not None:
-        problems = (data.task.problem("train", i) for i in range(data.size))
-        texts = json.dumps([(problem.question, problem.steps, problem.answer) for problem in problems])
-        found["data"] = hashlib.sha256(texts.encode()).hexdigest()
+    texts = config.data.texts()
+    found = {} if texts is None else {"data": json_fingerprint(texts)}
     names = {name: getattr(config, name, "") for name in MODELS}
     names["backbone.name_or_path"] = getattr(getattr(config, "backbone", None), "name_or_path", "")
     folders = {name: Path(located(value)) for name, value in names.items() if str(value)}
@@ -354,12 +356,9 @@ def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str
     """Names the VAE's files and the training set that cached latents belong to: that of a finite task by its texts, for
     a file may hold other problems under the same name, and settings such as those of a judge are nothing to latents.
     """
-    problems: Any = asdict(data)
-    if data.task.num_problems("train") is not None:
-        texts = (data.task.problem("train", i) for i in range(data.size))
-        problems = [(problem.question, problem.steps) for problem in texts]
-    text = json.dumps([folder_fingerprint(vae_dir), problems, max_blocks], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    texts = data.texts()
+    problems = asdict(data) if texts is None else [(question, steps) for question, steps, _ in texts]
+    return json_fingerprint([folder_fingerprint(vae_dir), problems, max_blocks])
 
 
 @dataclass(frozen=True)

@@ -292,11 +292,6 @@ def latent_statistics(latents: Float[Tensor, "P G T D"], std: Float[Tensor, ""])
     return {"latent/spread": spread, "latent/transition_entropy": entropy, "latent/std": std.clone()}
 
 
-def replay_cost(ids: Int[Tensor, "S T"]) -> MainCost:
-    """Of `text_log_probs`: one pass over each text but for its last token."""
-    return MainCost(len(ids), ids[:, :-1].numel())
-
-
 def cost_statistics(
     decoding: MainCost, shared: MainCost, policy: PolicyConfig, total: Total, device: torch.device
 ) -> dict[str, Tensor]:
@@ -427,7 +422,7 @@ def text_term(assistant: LatentAssistant, rollout: Rollout, old: OldLogProbs, co
     size = Normaliser(len(ids), share * rollout.num_tokens, assistant.config.max_answer_tokens)
     masked = policy.mask_truncated_completions
     value, stats = text_surrogate(texts, new, old, rollout.advantages, config.text, size, masked)
-    return value, stats, cost + replay_cost(ids)
+    return value, stats, cost + MainCost(len(ids), ids[:, :-1].numel())  # a text's last token is not read
 
 
 def treatment(config: Config) -> Treatment:

@@ -22,7 +22,7 @@ from ladi.flow.solver import noisy_steps, sde_transition
 from ladi.losses import masked_mean
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.backbone import compute_again
-from ladi.models.decoding import Prefix, continue_ids, expand, select_rows
+from ladi.models.decoding import continue_ids, expand, select_rows
 from ladi.models.generation import LATENTS, TEXTS, LatentPaths, SampleConfig, finished_prefix, generate_latents
 from ladi.models.reasoner import Context, LatentReasoner
 from ladi.rl.objective import (
@@ -335,11 +335,6 @@ def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: 
     return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)])
 
 
-def read_texts(reasoner: LatentReasoner, prefix: Prefix, ids: Tensor, valid: Tensor, policy) -> Tensor:
-    """Log-probabilities (S, T) of sampled texts under the present weights, several after each of the prefix's rows."""
-    return text_log_probs(reasoner.backbone, prefix, ids, valid, policy.temperature, policy.replay_texts)
-
-
 @dataclass(frozen=True)
 class Replay:
     """A rollout under the present weights; `texts` (log-probabilities) is None where none are asked for."""
@@ -376,7 +371,8 @@ def replay(
     if not wants_texts:
         return Replay(blocks, None)
     ids, valid = texts.ids[heard].flatten(0, 1), texts.valid[heard].flatten(0, 1)
-    return Replay(blocks, read_texts(reasoner, reasoner.close(prefix), ids, valid, policy))
+    backbone, prefix = reasoner.backbone, reasoner.close(prefix)
+    return Replay(blocks, text_log_probs(backbone, prefix, ids, valid, policy.temperature, policy.replay_texts))
 
 
 # ---- the loss -----------------------------------------------------------------------------------------------------
