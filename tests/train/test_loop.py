@@ -17,7 +17,7 @@ from ladi.rundir import checkpoint_dir, latest_checkpoint, read_metrics
 from ladi.train import loop
 from ladi.train.checkpoint import State
 from ladi.train.loop import LoopConfig
-from ladi.train.optim import ALIKE, OptimConfig, learning_rate
+from ladi.train.optim import ALIKE, OptimConfig, learning_rate, take_step
 
 SCRIPT = """
 import sys, time
@@ -160,6 +160,22 @@ def test_muon_turns_the_gradient_of_a_layer_into_an_orthogonal_step_as_long_as_a
     torch.testing.assert_close(step, torch.full((3,), 0.01 * 0.2 * 8**0.5), rtol=0.35, atol=0)  # 5 rounds of iteration
     changed = (net.second.weight - start.second.weight).abs()
     torch.testing.assert_close(changed, torch.full_like(changed, 0.01), rtol=1e-3, atol=0)  # AdamW's first step
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_muon_on_a_cpu_is_its_polynomial_of_the_singular_values_in_fp32(shape):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape))
+    start, gradient = weight.detach().clone(), torch.randn(shape)
+    weight.grad = gradient.clone()
+    take_step(torch.optim.Muon([weight], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    u, sizes, v = torch.linalg.svd(gradient.double(), full_matrices=False)
+    sizes = sizes / sizes.norm()
+    for _ in range(5):
+        sizes = 3.4445 * sizes - 4.7750 * sizes**3 + 2.0315 * sizes**5
+    expected = -0.1 * 0.2 * 20**0.5 * (u * sizes) @ v
+    torch.testing.assert_close((weight.detach() - start).double(), expected, rtol=0, atol=2e-6)
+    assert torch.equal(weight.grad, gradient)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
