@@ -268,7 +268,7 @@ def time_sft_step(pipeline: Pipeline) -> float:
     from ladi.inference.text import alphabet, sft_target
     from ladi.models.backbone import Backbone
     from ladi.train.data import tokenize_pairs
-    from ladi.train.optim import ALIKE, make_optimizers, take_step
+    from ladi.train.optim import ALIKE, make_optimizers
 
     config = pipeline.sft
     backbone = Backbone.from_config(config.backbone, alphabet(config.data.task))
@@ -281,7 +281,7 @@ def time_sft_step(pipeline: Pipeline) -> float:
         start = time.perf_counter()
         sft.loss(backbone, batch, torch.Generator())[0].backward()
         for optimizer in optimizers:
-            take_step(optimizer)
+            optimizer.step()
             optimizer.zero_grad()
         times.append(time.perf_counter() - start)
     return statistics.median(times)

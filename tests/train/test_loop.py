@@ -17,7 +17,7 @@ from ladi.rundir import checkpoint_dir, latest_checkpoint, read_metrics
 from ladi.train import loop
 from ladi.train.checkpoint import State
 from ladi.train.loop import LoopConfig
-from ladi.train.optim import ALIKE, OptimConfig, learning_rate, take_step
+from ladi.train.optim import ALIKE, OptimConfig, learning_rate, make_optimizers
 
 SCRIPT = """
 import sys, time
@@ -168,7 +168,9 @@ def test_muon_on_a_cpu_is_its_polynomial_of_the_singular_values_in_fp32(shape):
     weight = nn.Parameter(torch.randn(shape))
     start, gradient = weight.detach().clone(), torch.randn(shape)
     weight.grad = gradient.clone()
-    take_step(torch.optim.Muon([weight], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    optim = OptimConfig(name="muon", lr=0.1, weight_decay=0.0)
+    (muon,) = make_optimizers({"body.layers.0.weight": weight}, optim, ALIKE)
+    muon.step()
     u, sizes, v = torch.linalg.svd(gradient.double(), full_matrices=False)
     sizes = sizes / sizes.norm()
     for _ in range(5):

@@ -46,7 +46,7 @@ from ladi.rundir import (
 )
 from ladi.train import sharding
 from ladi.train.checkpoint import State
-from ladi.train.optim import ALIKE, OptimConfig, Treatment, ema_decay, gradient_norm, learning_rate, take_step
+from ladi.train.optim import ALIKE, OptimConfig, Treatment, ema_decay, gradient_norm, learning_rate
 
 Loss = Callable[[Any, Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 HELD_OUT = 20_000_000
@@ -387,7 +387,7 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(kind, config.optim.max_grad_norm, norm)
     check_finite(sums, state.step, state.step // unit * config.batch_size, config.batch_size, run_dir)
     for optimizer in state.optimizers:
-        take_step(optimizer)
+        optimizer.step()
         optimizer.zero_grad()
     return sums
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,6 +65,25 @@ ALIKE = Treatment()
 """All parameters at the same rate, all clipped."""
 
 
+class Float32OnCpu(TorchFunctionMode):
+    """Within it, tensors on a CPU that ask for bf16 get a copy in fp32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.bfloat16 and args[0].device.type == "cpu":
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
+
+
+class Muon(torch.optim.Muon):
+    """torch's, which multiplies matrices in bf16; on a CPU it does so here in fp32, since CPUs that have no such
+    instructions take forty times as long over bf16.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        with Float32OnCpu():
+            return super().step(closure)
+
+
 def make_optimizers(
     trainable: dict[str, nn.Parameter], optim: OptimConfig, treatment: Treatment
 ) -> list[torch.optim.Optimizer]:
@@ -87,25 +105,8 @@ def make_optimizers(
     if by_adamw:
         optimizers.append(torch.optim.AdamW(by_adamw, lr=optim.lr, betas=optim.betas))
     if by_muon:
-        optimizers.append(torch.optim.Muon(by_muon, lr=optim.lr, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(by_muon, lr=optim.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
-
-
-class Float32OnCpu(TorchFunctionMode):
-    """Within it, tensors on a CPU that ask for bf16 get a copy in fp32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.bfloat16 and args[0].device.type == "cpu":
-            return args[0].to(torch.float32, copy=True)
-        return func(*args, **(kwargs or {}))
-
-
-def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """One step. torch's Muon multiplies matrices in bf16; on a CPU it does so here in fp32, since CPUs that have no
-    such instructions take forty times as long over bf16.
-    """
-    with Float32OnCpu() if isinstance(optimizer, torch.optim.Muon) else nullcontext():
-        optimizer.step()
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
