@@ -103,6 +103,7 @@ FREE_FIELDS = (
     "policy.replay_texts",
     "policy.replay_trajectories",
     "reward.time_limit",
+    "data.num_workers",
     "data.task.limits",
     "data.task.num_workers",
     "data.task.allow_unsafe_exec",

@@ -135,6 +135,17 @@ def test_characters_survive_the_round_trip():
     assert tokenizer("4x")["input_ids"][1] == tokenizer.unk_token_id
 
 
+def test_texts_are_padded_as_transformers_does(backbone):
+    texts = ["44-19=25", "", "7", "3*7=21,8"]
+    for side, opening in (("left", True), ("right", False)):
+        expected = backbone.tokenizer(
+            texts, padding=True, padding_side=side, return_tensors="pt", add_special_tokens=False
+        )
+        ids, valid = backbone.tokenize(texts, opening=opening)
+        assert torch.equal(ids, expected["input_ids"])
+        assert torch.equal(valid, expected["attention_mask"].bool())
+
+
 def test_saved_backbone_loads_with_its_tokenizer(backbone, tmp_path):
     backbone.save_pretrained(tmp_path)
     loaded = Backbone.from_pretrained(tmp_path)

@@ -19,7 +19,16 @@ from ladi.tasks.jsonl import Jsonl, read_rows, split_rows
 from ladi.tasks.math import Math
 from ladi.tasks.sandbox import Limits
 from ladi.train import presets
-from ladi.train.data import DataConfig, Examples, ValidationConfig, inputs_of, latents_fingerprint, with_latents
+from ladi.train.data import (
+    DataConfig,
+    Examples,
+    ProblemBatches,
+    ValidationConfig,
+    inputs_of,
+    latents_fingerprint,
+    precompute_latents,
+    with_latents,
+)
 from ladi.train.loop import Share
 from ladi.train.reasoner import batches_of
 
@@ -77,6 +86,30 @@ def test_every_pass_over_a_finite_task_reads_all_of_it_in_an_order_of_its_own():
 def test_problems_of_an_endless_task_keep_their_order():
     data = DataConfig(task=Arithmetic(), num_train=8)
     assert read_indices(data, 8, seed=3) == [*range(8)] * 3
+
+
+@pytest.mark.parametrize("task", [Countdown(size=3, max_input=50), Gsm8k(path=str(FIXTURES))])
+def test_problems_that_workers_make_ahead_are_those_of_their_steps(task):
+    data = DataConfig(task=task, num_train=8, num_workers=2)
+    batches = ProblemBatches(data.examples(3, seed=0), lambda some: some, lambda problems, _: [])
+    alone = replace(data, num_workers=0).examples(3, seed=0)
+    random = torch.get_rng_state()
+    for step in (0, 1, 2, 5, 6, 5):  # a resumed run begins anywhere
+        batches.prepare(step, Share(1, 3, lambda x: x))
+        assert batches.batch_at(step, 1, 3).problems == alone.problems(step, 1, 3)
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(ValueError, match="num_workers must not be negative, got -1"):
+        replace(data, num_workers=-1)
+
+
+def test_latents_are_those_of_their_problems_whoever_makes_them(tmp_path):
+    data = DataConfig(task=Countdown(size=3, max_input=50), num_train=7)
+    vae_dir = ASSETS / "cd3_tiny" / "vae"
+    alone = precompute_latents(vae_dir, data, tmp_path / "alone", 2, chunk=3)
+    helped = precompute_latents(vae_dir, replace(data, num_workers=2), tmp_path / "helped", 2, chunk=3)
+    assert torch.equal(alone.mean, helped.mean)
+    assert torch.equal(alone.log_var, helped.log_var)
+    precompute_latents(vae_dir, replace(data, num_workers=1), tmp_path / "alone", 2)  # are not another VAE's
 
 
 def test_validation_takes_other_problems_than_training_and_always_the_same(tmp_path):

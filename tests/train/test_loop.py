@@ -327,6 +327,21 @@ def test_bf16_keeps_fp32_weights(tmp_path):
     assert net.first.weight.dtype == torch.float32
 
 
+def test_tf32_is_allowed_within_its_run_only(tmp_path):
+    """What it does to matrix products, a GPU decides."""
+    seen = []
+
+    def watched(model, batch, generator):
+        seen.append(torch.get_float32_matmul_precision())
+        return loss(model, batch, generator)
+
+    before = torch.get_float32_matmul_precision()
+    for precision in ("fp32", "tf32"):
+        run(config(precision=precision, steps=1, checkpoint_every=1), tmp_path / precision, loss=watched)
+        assert torch.get_float32_matmul_precision() == before
+    assert seen == [before] * 2 + ["high"] * 2
+
+
 def test_a_tracker_gets_the_metrics(tmp_path):
     pytest.importorskip("tensorboard")
     run(config(trackers=("tensorboard",)), tmp_path)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -431,16 +432,13 @@ class Backbone(nn.Module):
             rows = [[*self.first, *row] for row in rows]
         if add_eos:
             rows = [[*row, self.eos] for row in rows]
-        length = max(len(row) for row in rows)
-        self.check_length(
-            length + num_beside, next(text for text, row in zip(texts, rows, strict=True) if len(row) == length)
-        )
+        lengths = torch.tensor([len(row) for row in rows])
+        length = int(lengths.max())
+        self.check_length(length + num_beside, texts[int(lengths.argmax())])
+        place = torch.arange(length)
+        valid = (place.flip(0) if opening else place) < lengths[:, None]
         ids = torch.full((len(rows), length), self.pad)
-        valid = torch.zeros(len(rows), length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            span = slice(length - len(row), length) if opening else slice(0, len(row))
-            ids[i, span] = torch.tensor(row, dtype=torch.long)
-            valid[i, span] = True
+        ids[valid] = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.long)
         return ids.to(self.device), valid.to(self.device)
 
     def check_length(self, num_tokens: int, text: str) -> None:

@@ -5,9 +5,10 @@ order of its own: the data position is the step, and a resumed run reads what th
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
 
 from ladi.arrays import Bool, Float, Int, Tensor, content_hash
 from ladi.bundled import located
@@ -42,10 +44,15 @@ class DataConfig:
     num_train: int = 300_000
     """Size of the training set, which stages share and whose latents are cached: an endless task is cut there, and so
     is a finite one; 0 takes all training problems of a finite task."""
+    num_workers: int = 0
+    """Processes that make the problems of coming steps while a step runs: for generated problems beside a fast
+    accelerator, which else waits for them. The problems are the same. 0: each step makes its own."""
 
     def __post_init__(self):
         if self.num_train < 0:
             raise ValueError(f"num_train must not be negative, got {self.num_train}; 0 takes all of a finite task")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}; 0 starts none")
 
     @property
     def size(self) -> int:
@@ -111,7 +118,7 @@ class DataConfig:
             places = zip((position // size).tolist(), (position % size).tolist(), strict=True)
             return torch.stack([pass_order(size, seed, number)[place] for number, place in places])
 
-        return Examples(batch_size, indices, partial(self.task.problem, "train"))
+        return Examples(batch_size, indices, partial(self.task.problem, "train"), num_workers=self.num_workers)
 
 
 MODELS = ("backbone_dir", "vae_dir", "reasoner_dir", "model_dir", "main")
@@ -206,10 +213,37 @@ class Examples:
     """The one at a position."""
     is_held_out: bool = False
     """Of validation: the same problems at every step, and the same noise with them."""
+    num_workers: int = 0
+    """Processes that `ahead` starts."""
 
     def problems(self, step: int, start: int, stop: int) -> list[Problem]:
         """Examples [start, stop) of a step's batch."""
         return [self.problem(i) for i in self.indices(step, start, stop).tolist()]
+
+    def ahead(self, step: int, start: int, stop: int) -> Iterator[list[Problem]]:
+        """Those of this and of all later steps, which `num_workers` processes make before they are asked for."""
+        coming = (self.indices(later, start, stop).tolist() for later in count(step))
+        return made_ahead(self.problem, coming, self.num_workers)
+
+
+class Indexed(Dataset[Problem]):
+    """Problems by their positions, as torch's `DataLoader` asks for them."""
+
+    def __init__(self, problem: Callable[[int], Problem]):
+        self.problem = problem
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.problem(index)
+
+
+def made_ahead(
+    problem: Callable[[int], Problem], positions: Iterable[Sequence[int]], num_workers: int
+) -> Iterator[list[Problem]]:
+    """The problems at each list of positions in turn; `num_workers` processes are a few lists ahead."""
+    dataset, sampler, generator = Indexed(problem), positions, torch.Generator()  # else the global one is drawn from
+    return iter(
+        DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=list, generator=generator)
+    )
 
 
 @dataclass(frozen=True)
@@ -244,6 +278,8 @@ class ProblemBatches:
     ):
         self.examples, self.make, self.count = examples, make, count
         self.first = self.batch_size = 0
+        self.ahead: Iterator[list[Problem]] | None = None
+        self.next_step = 0
         self.problems: list[Problem] = []
         self.indices = torch.empty(0, dtype=torch.long)
         self.counts: list[int] = []
@@ -251,7 +287,9 @@ class ProblemBatches:
     def prepare(self, step: int, share: Share) -> None:
         """Take this process's problems and count the step's batch."""
         self.first, self.indices = share.first, self.examples.indices(step, share.first, share.stop)
-        self.problems = [self.examples.problem(i) for i in self.indices.tolist()]
+        if self.ahead is None or step != self.next_step:
+            self.ahead = self.examples.ahead(step, share.first, share.stop)
+        self.problems, self.next_step = next(self.ahead), step + 1
         counts = torch.tensor([*self.count(self.problems, self.indices), len(self.problems)], device=default_device())
         *self.counts, self.batch_size = share.total(counts).tolist()
 
@@ -310,15 +348,15 @@ TOLERATED = 0.05
 
 
 ENCODED = 64
-"""Problems whose blocks are encoded in one pass."""
+"""Problems whose blocks are encoded in one pass on a CPU: more do not fit its caches."""
+ENCODED_BY_ACCELERATOR = 256
 
 
-def precompute_latents(
-    vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = ENCODED
-) -> "LatentCache":
+def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 0) -> "LatentCache":
     """Posterior of every block of the training set, computed once and kept at `path` (safetensors, fp16).
 
-    The VAE is loaded only if there is something to compute.
+    The VAE is loaded only if there is something to compute; it reads `chunk` problems in a pass, or by default as many
+    as suit the device.
 
     Raises:
         ValueError: if `path` holds latents of another VAE or of other data, or is damaged.
@@ -329,26 +367,27 @@ def precompute_latents(
     if path.is_file():
         return LatentCache.load(path, wanted)
     vae = ThoughtVAE.from_pretrained(vae_dir).to(default_device())
-    config = vae.config
+    config, chunk = vae.config, chunk or (ENCODED if default_device().type == "cpu" else ENCODED_BY_ACCELERATOR)
     shape = (data.num_train, max_blocks, config.num_latents, config.latent_width)
     mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)
     num_blocks = torch.zeros(data.num_train, dtype=torch.int16)
     print(f"encoding the blocks of {data.num_train:,} training problems into {path} ...", flush=True)
     is_terminal, tenth = sys.stdout.isatty(), max(1, data.num_train // (10 * chunk)) * chunk
-    for first in track(range(0, data.num_train, chunk), "encoding", disable=not is_terminal):
-        if first and first % tenth == 0 and not is_terminal:
-            print(f"encoded {first:,}", flush=True)
-        rows = range(first, min(first + chunk, data.num_train))
-        blocks = [blocks_of(data.task.problem("train", i), config.block, data.task.step_separator) for i in rows]
+    chunks = [range(first, min(first + chunk, data.num_train)) for first in range(0, data.num_train, chunk)]
+    made = made_ahead(partial(data.task.problem, "train"), chunks, data.num_workers)
+    for rows, problems in zip(track(chunks, "encoding", disable=not is_terminal), made, strict=True):
+        if rows.start and rows.start % tenth == 0 and not is_terminal:
+            print(f"encoded {rows.start:,}", flush=True)
+        blocks = [blocks_of(problem, config.block, data.task.step_separator) for problem in problems]
         encoded = encode_blocks(vae, blocks, max_blocks)
-        mean[first : rows.stop], log_var[first : rows.stop] = encoded.mean, encoded.log_var
-        num_blocks[first : rows.stop] = encoded.valid.sum(1)
-    partial = path.with_suffix(".partial")
+        mean[rows.start : rows.stop], log_var[rows.start : rows.stop] = encoded.mean, encoded.log_var
+        num_blocks[rows.start : rows.stop] = encoded.valid.sum(1)
+    unfinished = path.with_suffix(".partial")
     tensors = {"mean": mean, "log_var": log_var, "num_blocks": num_blocks}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"fingerprint": wanted, "sha256": content_hash(tensors)})
-        partial.rename(path)
+        save_file(tensors, unfinished, metadata={"fingerprint": wanted, "sha256": content_hash(tensors)})
+        unfinished.rename(path)
     return LatentCache.load(path, wanted)
 
 
@@ -357,7 +396,8 @@ def latents_fingerprint(vae_dir: Path, data: DataConfig, max_blocks: int) -> str
     a file may hold other problems under the same name, and settings such as those of a judge are nothing to latents.
     """
     texts = data.texts()
-    problems = asdict(data) if texts is None else [(question, steps) for question, steps, _ in texts]
+    generated = {"task": asdict(data.task), "num_train": data.num_train}
+    problems = generated if texts is None else [(question, steps) for question, steps, _ in texts]
     return json_fingerprint([folder_fingerprint(vae_dir), problems, max_blocks])
 
 

@@ -56,7 +56,7 @@ class Sizes:
     beta_warmup_steps: int = 0
     reasoner_steps: int
     rollout_steps: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "muon"] = "muon"
     """Of the supervised stages; reinforcement learning takes AdamW."""
