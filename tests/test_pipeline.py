@@ -211,6 +211,19 @@ def test_a_finished_stage_stays_as_it_is_and_is_refused_where_what_it_read_has_c
     assert folder_fingerprint(tmp_path / "vae" / "final") == made
 
 
+def test_a_finished_stage_whose_checkpoints_were_deleted_is_not_trained_anew(monkeypatch, capsys, tmp_path):
+    train(monkeypatch, tmp_path, "sft")
+    shutil.rmtree(tmp_path / "sft" / "checkpoints")
+    metrics = (tmp_path / "sft" / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    train(monkeypatch, tmp_path, "sft")
+    assert "finished before, nothing to train: " in capsys.readouterr().out
+    assert (tmp_path / "sft" / "metrics.jsonl").read_text() == metrics
+    assert not (tmp_path / "sft" / "checkpoints").exists()
+    with pytest.raises(SystemExit):
+        train(monkeypatch, tmp_path, "sft", "--loop.seed", "7")
+
+
 def test_a_run_named_as_a_model_is_refused_with_its_model(trained, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for args in (["eval", "--model-dir"], ["train", "rl", "--model-dir"], ["train", "vae", "--backbone-dir"]):
