@@ -1,15 +1,20 @@
 """What a stage says of its data before it trains, and which data cached latents belong to."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from ladi.bundled import ASSETS
 from ladi.models.reasoner import LatentReasoner
-from ladi.rundir import folder_fingerprint
+from ladi.rundir import folder_fingerprint, latest_checkpoint
 from ladi.tasks import TaskConfig
 from ladi.tasks.arithmetic import Arithmetic
 from ladi.tasks.code import Code
@@ -100,6 +105,24 @@ def test_problems_that_workers_make_ahead_are_those_of_their_steps(task):
     assert torch.equal(torch.get_rng_state(), random)
     with pytest.raises(ValueError, match="num_workers must not be negative, got -1"):
         replace(data, num_workers=-1)
+
+
+def test_a_signal_to_all_processes_of_a_run_ends_them_with_a_checkpoint(tmp_path):
+    """As Ctrl-C in a terminal and as launchers send it."""
+    size = ["--backbone.width", "16", "--backbone.mlp-width", "16", "--backbone.num-layers", "1"]
+    loop = ["--loop.batch-size", "4", "--loop.micro-batch-size", "4", "--loop.log-every", "1"]
+    command = ["train", "sft", *size, *loop, "--data.num-workers", "2", "--out-dir", str(tmp_path)]
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    main = psutil.Popen([sys.executable, "-m", "ladi.cli", *command], **pipes)
+    assert main.stdout.readline().startswith("sft 1/")
+    workers = main.children()
+    assert len(workers) == 2
+    os.killpg(main.pid, signal.SIGTERM)
+    _, said = main.communicate(timeout=60)
+    assert main.returncode == 128 + signal.SIGTERM
+    assert "stopped at step" in said
+    assert latest_checkpoint(tmp_path) is not None
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_latents_are_those_of_their_problems_whoever_makes_them(tmp_path):

@@ -4,6 +4,7 @@ Example i of step s is number s * batch_size + i of passes over the training pro
 order of its own: the data position is the step, and a resumed run reads what the uninterrupted one would have read.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -237,13 +238,24 @@ class Indexed(Dataset[Problem]):
 
 
 def made_ahead(
-    problem: Callable[[int], Problem], positions: Iterable[Sequence[int]], num_workers: int
+    problem: Callable[[int], Problem], positions: Iterable[list[int]], num_workers: int
 ) -> Iterator[list[Problem]]:
     """The problems at each list of positions in turn; `num_workers` processes are a few lists ahead."""
-    dataset, sampler, generator = Indexed(problem), positions, torch.Generator()  # else the global one is drawn from
-    return iter(
-        DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=list, generator=generator)
+    loader = DataLoader(
+        Indexed(problem),
+        batch_sampler=positions,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # else the global one is drawn from
     )
+    return iter(loader)
+
+
+def ignore_signals(worker: int) -> None:
+    """In a worker: the main process, which a launcher signals too, first saves and then ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -374,7 +386,7 @@ def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: 
     print(f"encoding the blocks of {data.num_train:,} training problems into {path} ...", flush=True)
     is_terminal, tenth = sys.stdout.isatty(), max(1, data.num_train // (10 * chunk)) * chunk
     chunks = [range(first, min(first + chunk, data.num_train)) for first in range(0, data.num_train, chunk)]
-    made = made_ahead(partial(data.task.problem, "train"), chunks, data.num_workers)
+    made = made_ahead(partial(data.task.problem, "train"), map(list, chunks), data.num_workers)
     for rows, problems in zip(track(chunks, "encoding", disable=not is_terminal), made, strict=True):
         if rows.start and rows.start % tenth == 0 and not is_terminal:
             print(f"encoded {rows.start:,}", flush=True)
