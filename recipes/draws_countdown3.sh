@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How many noisy copies of a block should share one context in stage 1: the preset's 4, or 16? On the latents of one block, after
 # recipes/whole_countdown3.sh and start_countdown3.sh (whose run from AR SFT has the 4): 1,500 steps of both, then the whole of
-# the 16, with stage 2, and two seeds of LaDi-RL from it beside token GRPO. Two hours on two cores; every command resumes.
+# the 16, with stage 2, and three seeds of LaDi-RL from it beside token GRPO. Two hours on two cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
@@ -29,7 +29,7 @@ many="$EVAL --num-samples 128 --ks 1 4 16 64 128"
 latent="--sample.num-steps 10"
 OUT=$RESULTS/cd3_copies_rl
 $many $latent --model-dir $R/reasoner_16/final --label "LaDiR, one block, 16 copies" --json $OUT/eval/3_ladir.json
-for seed in 0 1; do
+for seed in 0 1 2; do
   S="$P --loop.steps 100 --data.task.seed $seed --loop.seed $seed"
   ladi train rl $S --model-dir $R/reasoner_16/final --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5 \
     --out-dir $R/rl_16_$seed
