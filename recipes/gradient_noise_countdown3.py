@@ -9,10 +9,10 @@ of the squared length of the mean gradient. Needs the latents of recipes/whole_c
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
+from gradient_agreement import gradient
 
 from ladi.models.reasoner import LatentReasoner
 from ladi.report import numbers_table, update_markdown
@@ -20,18 +20,16 @@ from ladi.rundir import provenance
 from ladi.train.data import precompute_latents
 from ladi.train.loop import Share, step_generator
 from ladi.train.presets import cd3_tiny
-from ladi.train.reasoner import batches_of, flow_loss
+from ladi.train.reasoner import Batch, LossConfig, batches_of, flow_loss
 
 ROOT = Path("runs/cd3_whole")
 NUM_BATCHES, NUM_DRAWS, FIRST = 12, 8, 5000
 
 
-def gradient(reasoner: LatentReasoner, batch, config, generator: torch.Generator) -> torch.Tensor:
-    """Of the flow loss with one noisy copy a block, as one vector."""
-    reasoner.zero_grad()
+def drawn(reasoner: LatentReasoner, batch: Batch, config: LossConfig, generator: torch.Generator) -> torch.Tensor:
+    """Gradient of the flow loss with one noisy copy a block."""
     clean = reasoner.read(batch.question, batch.context, batch.block_valid, batch.answer)
-    flow_loss(reasoner, clean.blocks, batch, config, generator).backward()
-    return torch.cat([p.grad.flatten() for p in reasoner.parameters() if p.grad is not None])
+    return gradient(reasoner, flow_loss(reasoner, clean.blocks, batch, config, generator))
 
 
 def parts(path: str) -> tuple[float, float]:
@@ -44,8 +42,10 @@ def parts(path: str) -> tuple[float, float]:
     means, within = [], []
     for step in range(FIRST, FIRST + NUM_BATCHES):
         batches.prepare(step, Share(0, size, lambda x: x))
-        drawn = partial(gradient, reasoner, batches.batch_at(step, 0, size), one_copy)
-        gradients = torch.stack([drawn(step_generator(1, step, i)) for i in range(NUM_DRAWS)])
+        batch = batches.batch_at(step, 0, size)
+        gradients = torch.stack(
+            [drawn(reasoner, batch, one_copy, step_generator(1, step, i)) for i in range(NUM_DRAWS)]
+        )
         means.append(gradients.mean(0))
         within.append(gradients.var(0).sum())
     noise = torch.stack(within).mean()

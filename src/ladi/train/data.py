@@ -47,7 +47,8 @@ class DataConfig:
     is a finite one; 0 takes all training problems of a finite task."""
     num_workers: int = 0
     """Processes that make the problems of coming steps while a step runs: for generated problems beside a fast
-    accelerator, which else waits for them. The problems are the same. 0: each step makes its own."""
+    accelerator, which else waits for them. The problems are the same. 0: each step makes its own, as it always does in
+    reinforcement learning, which needs few."""
 
     def __post_init__(self):
         if self.num_train < 0:
