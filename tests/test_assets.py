@@ -30,9 +30,9 @@ TOKEN_LEVEL = ["ar", "grpo", "grpo_long"]
 LADIR = [name for name in PROVENANCE if name not in ("vae", *TOKEN_LEVEL)]
 
 
-def measure(name: str, **fields):
+def measure(name: str, num_steps: int = 30, **fields):
     temperature = 1.0 if name in TOKEN_LEVEL else 0.0
-    sample = SampleConfig(num_steps=30, temperature=temperature)
+    sample = SampleConfig(num_steps=num_steps, temperature=temperature)
     fields = {"num_questions": 60, "num_samples": 16, "ks": (1, 16)} | fields
     return evaluate(EvalConfig(model_dir=FOLDER / name, task=TASK, sample=sample, **fields))
 
@@ -47,7 +47,7 @@ def test_accuracy_is_what_the_provenance_says(name):
 
 @pytest.mark.parametrize("name", LADIR)
 def test_answers_need_the_latents(name):
-    use = measure(name, num_questions=200, num_samples=1, ks=(1,), latent_use_samples=4)["latent_use"]
+    use = measure(name, num_steps=10, num_questions=200, num_samples=1, ks=(1,), latent_use_samples=4)["latent_use"]
     for altered in ("zeroed", "shuffled", "noise"):
         assert use[altered]["high"] < use["intact"]["low"]
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "rollout": f"train rollout --reasoner-dir {A}/stage1 --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
     "rl": f"train rl {LATENT}",
     "rl_everything": f"train rl {LATENT} --policy.beta 0.1 --policy.guidance 0.3 --policy.num-iterations 2 "
-    "--policy.replay-steps 1 --policy.replay-copies 2 --policy.replay-texts 2",
+    "--policy.replay-steps 1 --policy.replay-copies 4 --policy.replay-texts 4",
     "grpo": f"train grpo --model-dir {A}/ar --policy.num-generations 4 --policy.beta 0.1 {SHORT}",
     "dlr_warmup": f"train dlr-warmup --preset dlr_cd3 --main {A}/ar --free-steps 1 --beta-warmup-steps 0 {SHORT}",
     "dlr": f"train dlr --preset dlr_cd3 --model-dir WARM --policy.num-generations 4 --policy.num-decoded 2 "

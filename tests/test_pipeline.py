@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from huggingface_hub import constants
 from safetensors import safe_open
 
 from ladi import cli
@@ -258,6 +259,7 @@ def test_latents_of_another_vae_are_refused(trained, monkeypatch, capsys, tmp_pa
 )
 def test_what_a_user_gets_wrong_is_said_in_one_line(monkeypatch, capsys, tmp_path, args, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # else a hub that cannot be reached is asked for a minute
     with pytest.raises(SystemExit) as stop:
         ladi(monkeypatch, *args)
     assert stop.value.code == 2
