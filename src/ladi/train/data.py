@@ -360,9 +360,9 @@ TOLERATED = 0.05
 """Share of texts that may be cut: outliers of real data."""
 
 
-ENCODED = 64
-"""Problems whose blocks are encoded in one pass on a CPU: more do not fit its caches."""
-ENCODED_BY_ACCELERATOR = 256
+def pass_size() -> int:
+    """Problems whose blocks a VAE reads in one pass: more than 64 do not fit a CPU's caches."""
+    return 64 if default_device().type == "cpu" else 256
 
 
 def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: int, chunk: int = 0) -> "LatentCache":
@@ -380,7 +380,7 @@ def precompute_latents(vae_dir: Path, data: DataConfig, path: Path, max_blocks: 
     if path.is_file():
         return LatentCache.load(path, wanted)
     vae = ThoughtVAE.from_pretrained(vae_dir).to(default_device())
-    config, chunk = vae.config, chunk or (ENCODED if default_device().type == "cpu" else ENCODED_BY_ACCELERATOR)
+    config, chunk = vae.config, chunk or pass_size()
     shape = (data.num_train, max_blocks, config.num_latents, config.latent_width)
     mean, log_var = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16)
     num_blocks = torch.zeros(data.num_train, dtype=torch.int16)
@@ -459,7 +459,8 @@ def with_latents(
     problems = examples.problems(0, 0, examples.batch_size)
     vae = ThoughtVAE.from_pretrained(located(vae_dir)).to(default_device())
     blocks = [blocks_of(problem, vae.config.block, task.step_separator) for problem in problems]
-    parts = [encode_blocks(vae, blocks[i : i + ENCODED], max_blocks) for i in range(0, len(blocks), ENCODED)]
+    size = pass_size()
+    parts = [encode_blocks(vae, blocks[i : i + size], max_blocks) for i in range(0, len(blocks), size)]
     latents = LatentCache(
         *(torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("mean", "log_var")),
         num_blocks=torch.cat([part.valid.sum(1) for part in parts]).cpu(),

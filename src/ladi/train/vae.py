@@ -27,6 +27,7 @@ from ladi.train.data import (
     begin,
     check_lengths,
     num_tokens,
+    pass_size,
 )
 
 
@@ -75,25 +76,22 @@ def encoded(vae: ThoughtVAE, blocks: list[Block], at_once: int) -> Posterior:
 
 
 @torch.no_grad()
-def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, at_once: int = 64) -> None:
+def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator) -> None:
     """Set `latent_mean` and `latent_std` to those of posterior samples, per latent and channel."""
-    z = encoded(vae, blocks, at_once).sample(generator)
+    z = encoded(vae, blocks, pass_size()).sample(generator)
     vae.latent_mean.copy_(z.mean(0))
     vae.latent_std.copy_(z.std(0))
 
 
 @torch.no_grad()
 def reconstruction(
-    vae: ThoughtVAE,
-    blocks: list[Block],
-    generator: torch.Generator,
-    noise_levels: tuple[float, ...],
-    at_once: int = 64,
+    vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator, noise_levels: tuple[float, ...]
 ) -> dict[str, float]:
     """Share of blocks decoded exactly: from the posterior mean, from a sample, and against added latent noise.
 
-    Noise is in units of each channel's standard deviation, added to the mean. `at_once` blocks are read in a pass.
+    Noise is in units of each channel's standard deviation, added to the mean.
     """
+    at_once = pass_size()
     posterior = encoded(vae, blocks, at_once)
 
     def exact(z: Tensor) -> float:
