@@ -99,10 +99,11 @@ def assert_same_run(a, b):
     assert logged(a) == logged(b)
 
 
-def test_validation_measures_the_weights_of_the_moment_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize("decay", [0.0, 0.9], ids=["no average", "averaged"])
+def test_validation_measures_the_weights_that_are_saved_and_changes_nothing(tmp_path, decay):
     """Three of eight examples, in micro-batches of two and one."""
     held_out = loop.Validation(every=4, num_examples=3, batches=Numbers())
-    settings = config(micro_batch_size=2, log_every=6, optim=OptimConfig(lr=0.01, warmup_steps=2, ema_decay=0.0))
+    settings = config(micro_batch_size=2, log_every=6, optim=OptimConfig(lr=0.01, warmup_steps=2, ema_decay=decay))
 
     def plain(model, batch, generator):
         error = model.second(model.first(batch).tanh()) - batch.sum(1, keepdim=True)
@@ -111,6 +112,8 @@ def test_validation_measures_the_weights_of_the_moment_and_changes_nothing(tmp_p
     alone = run(settings, tmp_path / "alone", loss=plain)
     net = run(settings, tmp_path / "watched", loss=plain, validation=held_out)
     assert all(map(torch.equal, alone.parameters(), net.parameters()))
+    for file, tensors in last_tensors(tmp_path / "alone").items():
+        assert all(torch.equal(x, last_tensors(tmp_path / "watched")[file][k]) for k, x in tensors.items())
     lines = logged(tmp_path / "watched")
     assert [line["step"] for line in lines] == [4, 6]
     value, terms = plain(net, Numbers().batch_at(6, 0, 3), None)

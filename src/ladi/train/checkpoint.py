@@ -1,5 +1,7 @@
 """What a checkpoint of the loop holds, and how it is written and read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -84,6 +86,22 @@ class State:
         """Move the average towards the weights."""
         for name, average in self.ema.items():
             average.lerp_(self.trainable[name], 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has the averaged weights, where they are kept."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, average in self.ema.items():
+            now = self.trainable[name].detach().clone()
+            self.trainable[name].copy_(average)
+            average.copy_(now)
 
     @torch.no_grad()
     def finish(self) -> nn.Module:

@@ -269,8 +269,8 @@ def run(
     """Train `model` for `config.steps` steps, or the rest of them, and return it with averaged weights.
 
     Resumes from the newest checkpoint in `run_dir`, whatever the number of processes that wrote it. SIGTERM and SIGINT
-    end the current step, save, and exit. With a `validation` the losses of its examples, by the weights of the moment,
-    are logged too.
+    end the current step, save, and exit. With a `validation` the losses of its examples, by the averaged weights,
+    which are those that will be saved, are logged too.
     `unit` steps belong together: checkpoints are written, and runs stop, only between units. The terminal shows the
     metrics named in `shown` (default: the losses); `on_log(step, metrics)`, where given, replaces it. `treatment` says
     which parameters have another learning rate or are not clipped. `by_layer` lets FSDP gather weights layer by layer;
@@ -337,7 +337,8 @@ def run(
                 if samples_per_step:
                     means["time/samples_per_s"] = samples_per_step / means["time/step_s"]
                 if due is not None:
-                    means |= held_out_metrics(config, accelerator, module, state.step, due, by_layer)
+                    with state.averaged():
+                        means |= held_out_metrics(config, accelerator, module, state.step, due, by_layer)
                     meter = Meter()
                 if accelerator.is_main_process:
                     append_metrics(run_dir, state.step, means)
