@@ -134,6 +134,19 @@ def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, 
         quickstart.main(replace(config, seed=1), console)
 
 
+def test_the_estimate_of_time_counts_blocks_copies_and_steps_that_are_left(tmp_path):
+    seconds = {}
+    for name in ("cd3_tiny", "cd3_one_block"):
+        pipeline = presets.PRESETS[name](tmp_path)
+        steps = {stage: quickstart.steps_left(getattr(pipeline, stage)) for stage in quickstart.STAGES}
+        seconds[name] = quickstart.seconds_left(pipeline, steps, step_s=0.2)
+    two, one = seconds.values()
+    assert one["vae"] == two["vae"] / 2
+    assert one["reasoner"] > two["reasoner"]  # 16 noisy copies of a problem in place of 2 x 4
+    assert two["sft"] == pytest.approx(0.2 * 3000)
+    assert quickstart.seconds_left(pipeline, {**steps, "sft": 0, "vae": 1}, 0.2).keys() == one.keys() - {"sft"}
+
+
 @pytest.mark.parametrize("fields", [{"num_latents": 1}, {"texts_per_latent": 1}], ids=str)
 def test_the_quickstart_refuses_at_once_what_reinforcement_would_refuse_at_its_end(fields):
     with pytest.raises(ValueError, match="num_latents >= 2 and texts_per_latent >= 2"):

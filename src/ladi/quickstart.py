@@ -30,12 +30,6 @@ from ladi.train.presets import preset_named
 
 STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 """What --from-scratch trains, in order."""
-# Seconds of a step beside a step of `sft`, from the stages' logs; the estimate scales them by this machine.
-RELATIVE_COST = {"sft": 1.0, "vae": 1.6, "reasoner": 1.9, "rollout": 2.2}
-ENCODING_COST = 0.3
-"""Seconds of encoding the blocks of a batch for the reasoner, beside a step of `sft`."""
-CONTEXT_COST = 2.7
-"""Times which the VAE and encoding take longer where it reads the context."""
 AR, LADIR, STAGE_2 = "AR SFT", "LaDiR", "LaDiR with stage 2"
 GRPO, LADI_RL = "AR SFT + token GRPO", "LaDiR + LaDi-RL"
 WINDOW = 10
@@ -248,17 +242,29 @@ def steps_left(config: Any) -> int:
     return max(1, config.loop.steps - done)
 
 
+def relative_costs(pipeline: Pipeline) -> dict[str, float]:
+    """Seconds of a step of each stage, and of encoding a batch for the reasoner, beside a step of `sft`: from the logs
+    of tiny presets.
+    """
+    blocks, copies = pipeline.reasoner.max_blocks, pipeline.reasoner.loss.noise_draws
+    reading = 2.7 if pipeline.vae.vae.reads_context else 1.0
+    return {
+        "sft": 1.0,
+        "vae": 0.8 * blocks * reading,
+        "reasoner": 1.3 + 0.07 * blocks * copies,
+        "rollout": 2.2,
+        "encoding": 0.15 * blocks * reading,
+    }
+
+
 def seconds_left(pipeline: Pipeline, steps: dict[str, int], step_s: float) -> dict[str, float]:
     """Estimated seconds of each unfinished stage, and of encoding where that is not done, if a step of `sft` takes
     `step_s`.
     """
-    seconds = {name: RELATIVE_COST[name] * step_s * left for name, left in steps.items() if left}
     if not pipeline.reasoner.latents_path.is_file():
-        batches = pipeline.reasoner.data.size / pipeline.sft.loop.batch_size
-        seconds["encoding"] = ENCODING_COST * step_s * batches
-    if pipeline.vae.vae.reads_context:
-        seconds |= {name: CONTEXT_COST * seconds[name] for name in ("vae", "encoding") if name in seconds}
-    return seconds
+        steps = {**steps, "encoding": pipeline.reasoner.data.size // pipeline.sft.loop.batch_size}
+    costs = relative_costs(pipeline)
+    return {name: costs[name] * step_s * left for name, left in steps.items() if left}
 
 
 def time_sft_step(pipeline: Pipeline) -> float:

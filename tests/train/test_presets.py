@@ -45,7 +45,9 @@ def test_backbones_keep_to_their_size(name, most):
     assert sum(parameter.numel() for parameter in backbone.parameters()) <= most
 
 
-@pytest.mark.parametrize("name", ["cd3_tiny", "cd4_tiny", "cd4_small", "arithmetic_tiny", "dlr_cd3", "dlr_arithmetic"])
+@pytest.mark.parametrize(
+    "name", ["cd3_tiny", "cd3_one_block", "cd4_tiny", "cd4_small", "arithmetic_tiny", "dlr_cd3", "dlr_arithmetic"]
+)
 def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
     p = PRESETS[name](Path("root"))
     task = p.sft.data.task

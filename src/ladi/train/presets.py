@@ -4,6 +4,7 @@ A preset is a `Pipeline`; its stages read one another's `final/` folders below o
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ladi.models.assistant import AssistantConfig
@@ -29,9 +30,9 @@ from ladi.train.reasoner import LossConfig
 from ladi.train.rollout import RolloutConfig
 
 
-def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
-    """Countdown-3, inputs to 50, 0.9M parameters: an hour on two cores. Its latents carry a choice, not a text."""
-    sizes = Sizes(
+def cd3_sizes(seed: int) -> Sizes:
+    """Those of `cd3_tiny`."""
+    return Sizes(
         task=Countdown(size=3, max_input=50),
         backbone=BackboneConfig(seed=seed),
         vae=ThoughtVAEConfig(num_latents=2, reads_context=True, decoder="full", beta=0.05, max_block_tokens=16),
@@ -49,6 +50,18 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
         rl_lr=2e-4,
         grpo_lr=1e-4,
     )
+
+
+def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
+    """Countdown-3, inputs to 50, 0.9M parameters: an hour on two cores. Its latents carry a choice, not a text."""
+    return pipeline(cd3_sizes(seed), root, seed)
+
+
+def cd3_one_block(root: Path = Path("runs/cd3_one_block"), seed: int = 0) -> Pipeline:
+    """`cd3_tiny` with the chain of thought as one block and sixteen noisy copies a context: the best reasoner here."""
+    sizes = cd3_sizes(seed)
+    whole = replace(sizes.vae, block="whole", max_block_tokens=32)
+    sizes = replace(sizes, vae=whole, max_blocks=1, loss=replace(sizes.loss, noise_draws=16))
     return pipeline(sizes, root, seed)
 
 
@@ -191,6 +204,7 @@ def free_text_pipeline(task: TaskConfig, num_train: int, root: Path, seed: int) 
 
 PRESETS: dict[str, Callable[..., Pipeline]] = {
     "cd3_tiny": cd3_tiny,
+    "cd3_one_block": cd3_one_block,
     "cd4_tiny": cd4_tiny,
     "cd4_small": cd4_small,
     "arithmetic_tiny": arithmetic_tiny,
