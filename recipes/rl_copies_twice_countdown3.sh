@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 R=runs/cd3_whole
 OUT=${OUT:-runs/results/cd3_copies_twice}
 EVAL="ladi eval --preset cd3_tiny --num-questions 500 --num-samples 128 --ks 1 4 16 64 128"
-for s in ${SEEDS:-0 1 2}; do
+for s in 0 1 2; do
   P="--preset cd3_tiny --data.task.seed $s --loop.seed $s --policy.num-iterations 2 --loop.steps 200"
   ladi train rl $P --model-dir $R/reasoner_16/final --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5 \
     --out-dir $R/twice_rl_$s

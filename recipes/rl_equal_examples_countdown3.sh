@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Token GRPO from AR SFT that was trained on as many examples as LaDiR is in all stages, beside recipes/rl_copies_twice_countdown3.sh:
+# Token GRPO from AR SFT that was trained on as many examples as stages 1 and 2 are, beside recipes/rl_copies_twice_countdown3.sh:
 # 100 batches of 24 puzzles x 32 texts, each used twice. Forty minutes on two cores, most of it AR SFT; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
