@@ -69,8 +69,9 @@ def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Ten
     return vae.loss(batch.tokens, generator, batch.beta_share, batch.num_blocks)
 
 
-def encoded(vae: ThoughtVAE, blocks: list[Block], at_once: int) -> Posterior:
-    """Posteriors of any number of blocks, `at_once` of them in a pass."""
+def encoded(vae: ThoughtVAE, blocks: list[Block]) -> Posterior:
+    """Posteriors of any number of blocks, in passes that suit the device."""
+    at_once = pass_size()
     parts = [vae.encode(vae.tokenize(blocks[i : i + at_once])) for i in range(0, len(blocks), at_once)]
     return Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
@@ -78,7 +79,7 @@ def encoded(vae: ThoughtVAE, blocks: list[Block], at_once: int) -> Posterior:
 @torch.no_grad()
 def store_statistics(vae: ThoughtVAE, blocks: list[Block], generator: torch.Generator) -> None:
     """Set `latent_mean` and `latent_std` to those of posterior samples, per latent and channel."""
-    z = encoded(vae, blocks, pass_size()).sample(generator)
+    z = encoded(vae, blocks).sample(generator)
     vae.latent_mean.copy_(z.mean(0))
     vae.latent_std.copy_(z.std(0))
 
@@ -91,8 +92,7 @@ def reconstruction(
 
     Noise is in units of each channel's standard deviation, added to the mean.
     """
-    at_once = pass_size()
-    posterior = encoded(vae, blocks, at_once)
+    posterior, at_once = encoded(vae, blocks), pass_size()
 
     def exact(z: Tensor) -> float:
         right = 0
