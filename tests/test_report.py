@@ -465,6 +465,22 @@ def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):
     assert seeds_table([run_dir]).count("\n- ") == 5
 
 
+def test_plots_show_the_mean_over_seeds_and_not_the_first(tmp_path):
+    def drawn(name, *seeds):
+        runs = [evaluation("A", s, seed=i, latent_use=latent_use(s)) for i, s in enumerate(seeds)]
+        page = build_report([write_run(tmp_path / name, runs)], tmp_path / f"{name}.html").read_text()
+        sections = {
+            key: page.split(f"<section id='{key}'>")[1].split("</section>")[0]
+            for key in ("pass", "distinct", "latents")
+        }
+        return {key: re.sub(r"\b[mh][0-9a-f]{10}\b", "", section) for key, section in sections.items()}
+
+    several, mean, first = drawn("several", 0.2, 0.6), drawn("mean", 0.4, 0.4), drawn("first", 0.2)
+    for key in ("distinct", "latents"):  # linear in `solved`
+        assert several[key] == mean[key] != first[key]
+    assert several["pass"] != first["pass"]
+
+
 def test_results_table_takes_single_files_and_leaves_missing_ks_open(tmp_path):
     entry = evaluation(**{"pass@k": {"1": estimate(0.5)}, "distinct_valid": None})
     run_dir = write_run(tmp_path / "run", [entry, evaluation()])

@@ -1,8 +1,13 @@
 """Which evaluations belong in one plot, or in one row of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import mean
+from typing import TypeVar
 
-from ladi.report.data import SETTINGS, Evaluation
+from ladi.report.data import SETTINGS, Estimate, Evaluation
+
+K = TypeVar("K", int, str)
 
 
 def setting(evaluation: Evaluation, name: str) -> object:
@@ -21,6 +26,33 @@ def by_seed(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     return list(groups.values())
 
 
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean value, between the means of the intervals' ends."""
+    value, low, high = (mean(getattr(e, name) for e in estimates) for name in ("value", "low", "high"))
+    return Estimate(value, low, high)
+
+
+def mean_estimates(estimates: Sequence[Mapping[K, Estimate]]) -> dict[K, Estimate]:
+    """Means of those that all have."""
+    shared = [key for key in estimates[0] if all(key in each for each in estimates)]
+    return {key: mean_estimate([each[key] for each in estimates]) for key in shared}
+
+
+def over_seeds(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Evaluations that differ in their seed alone as one: the first, with the means of what all of them measured."""
+    merged = []
+    for members in by_seed(evaluations):
+        distinct = [e.distinct_valid for e in members if e.distinct_valid]
+        use = [e.latent_use for e in members if e.latent_use]
+        means = {
+            "pass_at": mean_estimates([e.pass_at for e in members]),
+            "distinct_valid": mean_estimate(distinct) if len(distinct) == len(members) else None,
+            "latent_use": mean_estimates(use) if len(use) == len(members) else None,
+        }
+        merged.append(members[0] if len(members) == 1 else replace(members[0], **means))
+    return merged
+
+
 def by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
@@ -29,9 +61,9 @@ def by_task(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
 
 
 def main_evaluations(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Of the evaluations of a task that share a label (a sweep), the one with the most samples."""
+    """Of the evaluations of a task that share a label (a sweep), the one with the most samples; seeds are averaged."""
     best: dict[tuple[str, str, str], Evaluation] = {}
-    for e in evaluations:
+    for e in over_seeds(evaluations):
         key = (e.label, e.task, e.split)
         if key not in best or e.num_samples > best[key].num_samples:
             best[key] = e
@@ -44,9 +76,9 @@ def curves(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def sweeps(evaluations: Sequence[Evaluation], setting: str) -> list[list[Evaluation]]:
-    """Groups that share label, task, split and every setting but one, in the order of that one."""
+    """Groups that share label, task, split and every setting but one, in the order of that one; means over seeds."""
     groups: dict[tuple[object, ...], dict[float, Evaluation]] = {}
-    for e in evaluations:
+    for e in over_seeds(evaluations):
         value = getattr(e, setting)
         if value is None:
             continue

@@ -65,7 +65,8 @@ def pass_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) ->
         return None
     lead = (
         "Look at the slope: a curve that is still rising at the right has solutions it rarely finds first. "
-        "Bands are intervals; of evaluations that share a label, the one with most samples is shown."
+        "Bands are intervals; seeds are averaged, and of evaluations that share a label the one with most samples is "
+        "shown."
     )
     body = legend(shown, index_of) + per_task_figures(shown, index_of, plots.pass_at_k, "pass")
     return Section("pass", "pass@k", lead, body)

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from ladi.report.data import SETTINGS, Estimate, Evaluation, read_evaluation, read_run
 from ladi.report.differences import differences
-from ladi.report.groups import by_seed, setting
+from ladi.report.groups import by_seed, mean_estimate, setting
 
 PASS_KS = (1, 4, 10, 16, 20, 32, 64, 100, 128)
 """Columns of the Markdown table, where an evaluation has them."""
@@ -85,8 +84,8 @@ def seeds_table(paths: Sequence[Path]) -> str:
         first = members[0]
         row = [cell(first.label), cell(f"{first.task} {first.split}"), f"{first.num_questions} x {first.num_samples}"]
         row.append(", ".join(plain(e.seed) for e in members))
-        row += [over_seeds([e.pass_at.get(k) for e in members], percent, 100.0, 1) for k in ks]
-        rows.append([*row, over_seeds([e.distinct_valid for e in members], count, 1.0, 2)])
+        row += [spread([e.pass_at.get(k) for e in members], percent, 100.0, 1) for k in ks]
+        rows.append([*row, spread([e.distinct_valid for e in members], count, 1.0, 2)])
     return markdown(rows) + "\n\n" + sources(evaluations)
 
 
@@ -115,15 +114,12 @@ def signed(estimate: Estimate | None, scale: float, digits: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def over_seeds(
-    estimates: Sequence[Estimate | None], write: Callable[[Estimate], str], scale: float, digits: int
-) -> str:
+def spread(estimates: Sequence[Estimate | None], write: Callable[[Estimate], str], scale: float, digits: int) -> str:
     """Estimates of several seeds as `57.4 [55.0, 59.8] (56.1 to 58.8)`; `-` where one is missing."""
     found = [estimate for estimate in estimates if estimate is not None]
     if len(found) < len(estimates):
         return "-"
-    value, low, high = (mean(getattr(e, name) for e in found) for name in ("value", "low", "high"))
-    written = write(Estimate(value, low, high))
+    written = write(mean_estimate(found))
     values = [scale * e.value for e in found]
     return written if len(found) == 1 else f"{written} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
