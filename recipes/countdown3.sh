@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Countdown-3 from nothing to measured numbers: the table of contents of the project, and what made the bundled models.
+# Countdown-3 from nothing to measured numbers, a block per step: the table of contents of the project, and what made the bundled
+# models of cd3_tiny. Those of cd3_one_block: recipes/rl_copies_twice_countdown3.sh.
 # Two hours on two cores. Every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +20,5 @@ $GRPO --loop.steps 100
 $RL --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/rl/final --out-dir $R/rl_more
 $GRPO --loop.steps 150 --data.task.seed 1 --loop.seed 1 --model-dir $R/grpo/final --out-dir $R/grpo_more
 
-python recipes/bundle.py cd3_tiny ar=$R/sft vae=$R/vae stage1=$R/reasoner stage2=$R/rollout grpo=$R/grpo rl=$R/rl \
-  grpo_long=$R/grpo_more rl_long=$R/rl_more
+python recipes/bundle.py cd3_tiny ar=$R/sft vae=$R/vae stage1=$R/reasoner stage2=$R/rollout
 bash recipes/eval_countdown3.sh

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The rows of docs/results.md for Countdown-3: evaluations only, of the bundled models.
+# The rows of docs/results.md for Countdown-3, a block per step: evaluations only, of the bundled supervised models and of the
+# reinforced ones that recipes/countdown3.sh trains from them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 A=assets/cd3_tiny
+R=runs/cd3_tiny
 OUT=${OUT:-runs/results/cd3}
 EVAL="ladi eval --preset cd3_tiny"
 main="--num-questions 500 --num-samples 100"
@@ -12,14 +14,13 @@ latent="--latent-use-samples 4"
 
 # Main rows: supervised and reinforced, in token and in latent space.
 $EVAL $main $token --model-dir $A/ar --label "AR SFT" --json $OUT/eval/1_ar.json
-$EVAL $main $token --model-dir $A/grpo --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
-$EVAL $main $token --model-dir $A/grpo_long --label "AR SFT + token GRPO, 250 updates" --json $OUT/eval/2_grpo_long.json
+$EVAL $main $token --model-dir $R/grpo/final --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
+$EVAL $main $token --model-dir $R/grpo_more/final --label "AR SFT + token GRPO, 250 updates" --json $OUT/eval/2_grpo_long.json
 $EVAL $main $latent --model-dir $A/stage1 --label "LaDiR" --json $OUT/eval/3_stage1.json
 $EVAL $main $latent --model-dir $A/stage2 --label "LaDiR with stage 2" --json $OUT/eval/4_stage2.json
-$EVAL $main $latent --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
-$EVAL $main $latent --model-dir $A/rl_long --label "LaDiR + LaDi-RL, 250 updates" --json $OUT/eval/5_rl_long.json
-ladi report $OUT --out $OUT/report.html --title "Countdown-3" --figure docs/pass_at_k.svg \
-  --markdown docs/results.md#cd3 README.md#cd3
+$EVAL $main $latent --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $OUT/eval/5_rl.json
+$EVAL $main $latent --model-dir $R/rl_more/final --label "LaDiR + LaDi-RL, 250 updates" --json $OUT/eval/5_rl_long.json
+ladi report $OUT --out $OUT/report.html --title "Countdown-3" --markdown docs/results.md#cd3
 
 # Variants, on fewer puzzles: other readers, other sharpness, targets never seen in training.
 V=${OUT}_variants
@@ -32,12 +33,12 @@ $EVAL $small --model-dir $A/stage1 --readout vae --label "LaDiR, VAE readout" --
 $EVAL $small --model-dir $A/stage2 --label "LaDiR with stage 2" --json $V/eval/stage2.json
 $EVAL $small --model-dir $A/stage2 --sample.temperature 1.0 --label "LaDiR with stage 2, text T = 1" --json $V/eval/stage2_t1.json
 $EVAL $small --model-dir $A/stage2 --readout vae --label "LaDiR with stage 2, VAE readout" --json $V/eval/stage2_vae.json
-$EVAL $small --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $V/eval/rl.json
-$EVAL $small --model-dir $A/rl --readout vae --label "LaDiR + LaDi-RL, VAE readout" --json $V/eval/rl_vae.json
+$EVAL $small --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $V/eval/rl.json
+$EVAL $small --model-dir $R/rl/final --readout vae --label "LaDiR + LaDi-RL, VAE readout" --json $V/eval/rl_vae.json
 $EVAL $small --split test_unseen --model-dir $A/ar --sample.temperature 1.0 --label "AR SFT" --json $V/eval/unseen_ar.json
-$EVAL $small --split test_unseen --model-dir $A/grpo --sample.temperature 1.0 --label "AR SFT + token GRPO" --json $V/eval/unseen_grpo.json
+$EVAL $small --split test_unseen --model-dir $R/grpo/final --sample.temperature 1.0 --label "AR SFT + token GRPO" --json $V/eval/unseen_grpo.json
 $EVAL $small --split test_unseen --model-dir $A/stage1 --label "LaDiR" --json $V/eval/unseen_ladir.json
-$EVAL $small --split test_unseen --model-dir $A/rl --label "LaDiR + LaDi-RL" --json $V/eval/unseen_rl.json
+$EVAL $small --split test_unseen --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $V/eval/unseen_rl.json
 ladi report $V --out $V/report.html --title "Countdown-3, variants" --markdown docs/results.md#cd3_variants
 
 # Sweeps of the sampler: denoising steps, repulsion, classifier-free guidance, initial noise.
@@ -57,6 +58,6 @@ done
 ladi report $S --out $S/report.html --title "Countdown-3, sampler" --markdown docs/results.md#cd3_sweeps
 
 # Where each model fails: at the first step, at what is left to reach, or at finishing.
-python recipes/diagnose_countdown3.py "AR SFT=$A/ar" "AR SFT + token GRPO=$A/grpo" "LaDiR=$A/stage1" \
-  "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$A/rl" "AR SFT + token GRPO, 250 updates=$A/grpo_long" \
-  "LaDiR + LaDi-RL, 250 updates=$A/rl_long"
+python recipes/diagnose_countdown3.py "AR SFT=$A/ar" "AR SFT + token GRPO=$R/grpo/final" "LaDiR=$A/stage1" \
+  "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$R/rl/final" "AR SFT + token GRPO, 250 updates=$R/grpo_more/final" \
+  "LaDiR + LaDi-RL, 250 updates=$R/rl_more/final"

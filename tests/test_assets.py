@@ -22,19 +22,23 @@ from ladi.tasks.countdown import Countdown
 from ladi.train import presets
 from ladi.train.vae import all_blocks, first_problems, reconstruction
 
-FOLDER = ASSETS / "cd3_tiny"
 TASK = Countdown(size=3, max_input=50)
-LABELS = (quickstart.AR, quickstart.LADIR, quickstart.STAGE_2, quickstart.GRPO, quickstart.LADI_RL)
-PROVENANCE = json.loads((FOLDER / "provenance.json").read_text())
-TOKEN_LEVEL = ["ar", "grpo", "grpo_long"]
-LADIR = [name for name in PROVENANCE if name not in ("vae", *TOKEN_LEVEL)]
+LABELS = (quickstart.AR, quickstart.LADIR, quickstart.GRPO, quickstart.LADI_RL)
+PROVENANCE = {
+    f"assets/{path.parent.name}/{model}": entry
+    for path in ASSETS.glob("*/provenance.json")
+    for model, entry in json.loads(path.read_text()).items()
+}
+VAES = [name for name in PROVENANCE if name.endswith("/vae")]
+TOKEN_LEVEL = [name for name in PROVENANCE if name.endswith(("/ar", "/grpo"))]
+LADIR = [name for name in PROVENANCE if name not in VAES + TOKEN_LEVEL]
 
 
 def measure(name: str, num_steps: int = 30, **fields):
     temperature = 1.0 if name in TOKEN_LEVEL else 0.0
     sample = SampleConfig(num_steps=num_steps, temperature=temperature)
     fields = {"num_questions": 60, "num_samples": 16, "ks": (1, 16)} | fields
-    return evaluate(EvalConfig(model_dir=FOLDER / name, task=TASK, sample=sample, **fields))
+    return evaluate(EvalConfig(model_dir=resolve(Path(name)), task=TASK, sample=sample, **fields))
 
 
 @pytest.mark.parametrize("name", [*TOKEN_LEVEL, *LADIR])
@@ -52,11 +56,12 @@ def test_answers_need_the_latents(name):
         assert use[altered]["high"] < use["intact"]["low"]
 
 
-def test_the_vae_reconstructs_as_many_held_out_blocks_as_its_provenance_says():
-    vae = ThoughtVAE.from_pretrained(FOLDER / "vae")
+@pytest.mark.parametrize("name", VAES)
+def test_the_vae_reconstructs_as_many_held_out_blocks_as_its_provenance_says(name):
+    vae = ThoughtVAE.from_pretrained(name)
     texts = all_blocks(first_problems(TASK, "validation", 300), TASK, vae.config.block)
     report = reconstruction(vae, texts, torch.Generator().manual_seed(0), (1.0,))
-    claimed = PROVENANCE["vae"]["metrics"]
+    claimed = PROVENANCE[name]["metrics"]
     assert report["vae/exact_mean"] == pytest.approx(claimed["vae/exact_mean"], abs=0.02)
     assert report["vae/exact_noise_1.0"] == pytest.approx(claimed["vae/exact_noise_1.0"], abs=0.06)
     assert report["vae/exact_noise_1.0"] < report["vae/exact_mean"]  # noise does destroy latents
@@ -65,27 +70,30 @@ def test_the_vae_reconstructs_as_many_held_out_blocks_as_its_provenance_says():
 @pytest.mark.parametrize("name", ["ar", "vae", "stage1"])
 def test_a_bundled_model_is_loaded_by_its_name(name):
     kinds = {"ar": Backbone, "vae": ThoughtVAE, "stage1": LatentReasoner}
-    by_name, by_folder = (kinds[name].from_pretrained(place) for place in (f"assets/cd3_tiny/{name}", FOLDER / name))
+    places = (f"assets/cd3_tiny/{name}", ASSETS / "cd3_tiny" / name)
+    by_name, by_folder = (kinds[name].from_pretrained(place) for place in places)
     assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), by_folder.parameters(), strict=True))
     with pytest.raises(ValueError, match="no folder assets/cd3_tiny/nothing"):
         kinds[name].from_pretrained("assets/cd3_tiny/nothing")
 
 
 def test_every_bundled_model_has_its_provenance_and_all_stay_small():
-    for name in bundled_models():
-        entry = json.loads((resolve(Path(name)).parent / "provenance.json").read_text())[name.rsplit("/", 1)[1]]
+    assert set(bundled_models()) == set(PROVENANCE)
+    for name, entry in PROVENANCE.items():
         assert {"command", "commit", "seed", "metrics"} <= set(entry)
         assert '"/' not in json.dumps(entry), f"{name}: an absolute path of some machine"
     assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 40e6
 
 
-def test_the_quickstart_runs_from_the_bundled_models(tmp_path):
+@pytest.mark.parametrize("preset", quickstart.BUNDLED)
+def test_the_quickstart_runs_from_the_bundled_models(tmp_path, preset):
     sizes = {"num_questions": 4, "num_samples": 4, "num_steps": 3}
     rl = {"updates": 2, "questions": 2, "num_latents": 3, "texts_per_latent": 2}
-    report = quickstart.main(quickstart.Config(out_dir=tmp_path, **sizes, **rl), Console(quiet=True))
+    report = quickstart.main(quickstart.Config(out_dir=tmp_path, preset=preset, **sizes, **rl), Console(quiet=True))
     text = report.read_text()
     for part in (*LABELS, "Reinforcement learning"):
         assert part in text
+    assert (quickstart.STAGE_2 in text) == (preset == "cd3_tiny")
     for run in ("grpo", "ladi_rl"):
         lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 2
@@ -111,10 +119,10 @@ def small_cd3(root: Path, seed: int = 0):
 
 
 def test_the_quickstart_trains_every_stage_from_scratch_and_only_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "cd3_tiny", small_cd3)
+    monkeypatch.setitem(presets.PRESETS, "small_cd3", small_cd3)
     sizes = {"num_questions": 2, "num_samples": 2, "num_steps": 2}
     rl = {"updates": 1, "questions": 2, "num_latents": 2, "texts_per_latent": 2}
-    config = quickstart.Config(out_dir=tmp_path, from_scratch=True, **sizes, **rl)
+    config = quickstart.Config(out_dir=tmp_path, preset="small_cd3", from_scratch=True, **sizes, **rl)
     trained = []
 
     def noted(name, main):
@@ -180,5 +188,5 @@ def test_the_estimate_counts_only_what_is_left(tmp_path, monkeypatch):
 
 def test_a_preset_without_bundled_models_is_said(tmp_path):
     config = quickstart.Config(out_dir=tmp_path, preset="jsonl_small")
-    with pytest.raises(ValueError, match="add --from-scratch"):
+    with pytest.raises(ValueError, match=r"'jsonl_small' \(there are of cd3_one_block, cd3_tiny\); add --from-scratch"):
         quickstart.main(config, Console(quiet=True))

@@ -72,7 +72,7 @@ def test_everything_is_computed_on_the_accelerator(name, warm, monkeypatch, tmp_
 
 def test_the_vae_of_a_reasoner_is_where_the_reasoner_is(monkeypatch):
     with pretend_device(monkeypatch):
-        reasoner = LatentReasoner.from_pretrained(f"{A}/rl")
+        reasoner = LatentReasoner.from_pretrained(f"{A}/stage1")
         assert reasoner.vae.queries.device.type == "cpu"
         assert reasoner.to("cuda").vae.queries.device == PRETEND
 
@@ -93,7 +93,7 @@ def test_a_model_left_behind_is_refused(monkeypatch):
 def test_results_in_bfloat16_are_near_those_in_float32():
     texts = []
     for dtype in ("float32", "bfloat16"):
-        model = load_model(f"{A}/rl", dtype)
+        model = load_model(f"{A}/stage1", dtype)
         assert isinstance(model, LatentReasoner)
         assert model.backbone.lm.dtype == getattr(torch, dtype)
         texts.append(model.generate(["19,35,44:60", "7,12,30:49"], num_latents=8, num_steps=10).texts)

@@ -1,7 +1,7 @@
 """The command `ladi`: train, sample, eval, report, bench, doctor, quickstart.
 
 ladi train reasoner --preset cd3_tiny --loop.steps 500
-ladi eval --preset cd3_tiny --model-dir assets/cd3_tiny/rl --json eval.json
+ladi eval --preset cd3_one_block --model-dir assets/cd3_one_block/rl --json eval.json
 """
 
 import os
@@ -145,7 +145,7 @@ class SampleArgs:
 
     question: tyro.conf.Positional[str]
     """For Countdown: the inputs, a colon and the target, such as 19,35,44:60."""
-    model_dir: Path = Path("assets/cd3_tiny/rl")
+    model_dir: Path = Path("assets/cd3_one_block/rl")
     """A saved reasoner or assistant; a path that starts with assets/ names one that came with ladi."""
     run: Path | None = None
     """A run's folder, whose `final/` is taken instead of `model_dir`."""

@@ -32,6 +32,11 @@ STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 """What --from-scratch trains, in order."""
 AR, LADIR, STAGE_2 = "AR SFT", "LaDiR", "LaDiR with stage 2"
 GRPO, LADI_RL = "AR SFT + token GRPO", "LaDiR + LaDi-RL"
+BUNDLED = {
+    "cd3_one_block": {AR: "cd3_tiny/ar", LADIR: "cd3_one_block/stage1"},
+    "cd3_tiny": {AR: "cd3_tiny/ar", LADIR: "cd3_tiny/stage1", STAGE_2: "cd3_tiny/stage2"},
+}
+"""The supervised models of a preset that came with ladi, in `ASSETS`."""
 WINDOW = 10
 """Updates whose mean the live table shows as `now`; the first as many are `start`."""
 
@@ -41,7 +46,7 @@ class Config:
     """Settings of the quickstart."""
 
     out_dir: Path = Path("runs/quickstart")
-    preset: str = "cd3_tiny"
+    preset: str = "cd3_one_block"
     """With --from-scratch, what is trained; otherwise which bundled models are loaded."""
     from_scratch: bool = False
     """Train every stage instead of loading the bundled models; resumes if interrupted."""
@@ -83,11 +88,13 @@ def main(config: Config, console: Console) -> Path:
         runs = {AR: pipeline.sft, LADIR: pipeline.reasoner, STAGE_2: pipeline.rollout}
         models = {label: stage.out_dir / "final" for label, stage in runs.items()}
     else:
-        folder = ASSETS / config.preset
-        if not folder.is_dir():
-            raise ValueError(f"no bundled models of preset {config.preset!r}; add --from-scratch to train them")
+        if config.preset not in BUNDLED:
+            raise ValueError(
+                f"no bundled models of preset {config.preset!r} (there are of {', '.join(BUNDLED)}); "
+                "add --from-scratch to train them"
+            )
         pipeline = preset(config.out_dir, config.seed)
-        models = {AR: folder / "ar", LADIR: folder / "stage1", STAGE_2: folder / "stage2"}
+        models = {label: ASSETS / name for label, name in BUNDLED[config.preset].items()}
     records = [measure(config, pipeline, label, path, console) for label, path in models.items()]
     trained = reinforce(config, pipeline, models, console)
     records += [measure(config, pipeline, label, path / "final", console) for label, path in trained.items()]
