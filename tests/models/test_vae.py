@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from ladi.losses import token_cross_entropy
 from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig, corrupt, read_config
 from ladi.tasks.blocks import Block
 from tests.conftest import tiny_backbone
@@ -106,6 +109,26 @@ def test_a_share_of_beta_weighs_the_kl_term():
     full, metrics = vae.loss(batch, torch.Generator().manual_seed(0))
     none, _ = vae.loss(batch, torch.Generator().manual_seed(0), beta_share=0.0)
     torch.testing.assert_close(full - none, 0.5 * metrics["loss/kl"])
+
+
+def test_a_share_of_blocks_is_decoded_without_seeing_what_stands_before():
+    vae = make(reads_context=True)
+    batch = vae.tokenize(BLOCKS * 40)
+
+    def text_loss(tokens, share):
+        return vae.loss(tokens, torch.Generator().manual_seed(0), hidden_share=share)[1]["loss/reconstruction"]
+
+    z = vae.encode(batch).sample(torch.Generator().manual_seed(0))
+    blind = replace(batch, before_valid=torch.zeros_like(batch.before_valid))
+    for share, seen in ((0.0, batch), (1.0, blind)):  # the encoder sees all, in either case
+        logits = vae.decode_logits(z, seen)
+        expected = token_cross_entropy(logits, batch.ids, batch.valid, reduction="sequence_sum_mean")
+        torch.testing.assert_close(text_loss(batch, share), expected)
+    assert (
+        min(text_loss(batch, 0.0), text_loss(batch, 1.0))
+        < text_loss(batch, 0.5)
+        < max(text_loss(batch, 0.0), text_loss(batch, 1.0))
+    )
 
 
 def test_standardise_and_restore_are_inverse():

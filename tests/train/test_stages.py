@@ -15,7 +15,7 @@ from ladi import cli
 from ladi.bundled import ASSETS
 from ladi.inference.text import alphabet
 from ladi.models.backbone import Backbone, BackboneConfig
-from ladi.models.vae import ThoughtVAEConfig
+from ladi.models.vae import ThoughtVAE, ThoughtVAEConfig
 from ladi.rundir import folder_fingerprint, read_metrics
 from ladi.tasks import TaskConfig
 from ladi.tasks.countdown import Countdown
@@ -26,7 +26,7 @@ from ladi.train import rollout as stage2
 from ladi.train import sft as stage_sft
 from ladi.train import vae as stage_a
 from ladi.train.data import DataConfig, EncodedBlocks, LatentCache, check_lengths
-from ladi.train.loop import LoopConfig
+from ladi.train.loop import LoopConfig, Share
 from ladi.train.reasoner import Batch, LossConfig
 from ladi.train.rollout import RolloutConfig
 
@@ -158,9 +158,27 @@ def test_cached_rows_are_cut_to_the_longest_of_them():
     assert rows.valid.tolist() == [[True, False], [True, True]]
 
 
-def test_beta_rises_over_the_warm_up_and_is_whole_from_the_first_step_without_one():
-    assert [stage_a.beta_share(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert [stage_a.beta_share(step, 0) for step in range(2)] == [1, 1]
+def test_beta_and_the_seen_context_rise_over_their_warm_ups_and_are_whole_from_the_first_step_without_one(tmp_path):
+    assert [stage_a.risen(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [stage_a.risen(step, 0) for step in range(2)] == [1, 1]
+    config = one_step_vae(tmp_path, Countdown(size=3), 8, 16)
+    config = replace(config, vae=replace(config.vae, reads_context=True), beta_warmup_steps=8, context_warmup_steps=4)
+    vae = ThoughtVAE.from_backbone(config.vae, Backbone.from_pretrained(config.backbone_dir))
+    batches = stage_a.batches_of(vae, config, config.data.examples(2, 0))
+    shares = []
+    for step in range(6):
+        batches.prepare(step, Share(0, 2, lambda value: value))
+        made = batches.batch_at(step, 0, 2)
+        shares.append((made.beta_share, made.hidden_share))
+    assert shares == [(0, 1), (0.125, 0.75), (0.25, 0.5), (0.375, 0.25), (0.5, 0), (0.625, 0)]
+
+
+def test_a_warm_up_of_a_context_that_is_not_read_is_refused(tmp_path):
+    config = one_step_vae(tmp_path, Countdown(size=3), 8, 16)
+    with pytest.raises(ValueError, match="context_warmup_steps is 4, but this VAE reads no context"):
+        replace(config, context_warmup_steps=4)
+    with pytest.raises(ValueError, match="beta_warmup_steps must be at least 0, got -1"):
+        replace(config, beta_warmup_steps=-1)
 
 
 def one_step_vae(tmp_path: Path, task: TaskConfig, num_train: int, max_block_tokens: int, **fields) -> stage_a.Config:

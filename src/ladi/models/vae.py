@@ -212,12 +212,17 @@ class ThoughtVAE(nn.Module):
         return texts, prefix.valid.numel() + decoded
 
     def loss(
-        self, tokens: BlockTokens, generator: torch.Generator, beta_share: float = 1.0, count: float | None = None
+        self,
+        tokens: BlockTokens,
+        generator: torch.Generator,
+        beta_share: float = 1.0,
+        hidden_share: float = 0.0,
+        count: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative beta-ELBO of M blocks, nats: cross-entropy summed over tokens + beta KL, mean over blocks.
 
-        `beta_share` multiplies beta, which may rise over the first steps. `count`: what sums over blocks are
-        divided by, M by default.
+        `beta_share` multiplies beta, which may rise over the first steps. With probability `hidden_share` a block's
+        decoder does not see what stands before it. `count`: what sums over blocks are divided by, M by default.
         """
         config, ids, valid = self.config, tokens.ids, tokens.valid
         corrupted = corrupt(ids, valid, config.token_corruption, len(self.encoder.tokenizer), generator)
@@ -228,7 +233,11 @@ class ThoughtVAE(nn.Module):
         if config.latent_noise:
             eta = torch.randn(z.shape, generator=generator).to(z.device)
             z = z + config.latent_noise * self.running_std * eta
-        logits = self.decode_logits(z, tokens)
+        seen = tokens
+        if hidden_share:
+            is_seen = (torch.rand(len(ids), generator=generator) >= hidden_share).to(ids.device)
+            seen = replace(tokens, before_valid=tokens.before_valid & is_seen[:, None])
+        logits = self.decode_logits(z, seen)
         reconstruction = token_cross_entropy(logits, ids, valid, reduction="sequence_sum_mean", count=count)
         kl = gaussian_kl_to_standard(posterior.mean, posterior.log_var).sum() / (len(ids) if count is None else count)
         exact = ((logits.argmax(-1) == ids) | ~valid).all(1).float().mean()

@@ -28,7 +28,7 @@ from ladi.models.decoding import append
 from ladi.models.vae import Posterior, read_posterior
 from ladi.train import loop
 from ladi.train.data import DataConfig, Examples, ProblemBatches, Some, Tokens, ValidationConfig, begin, tokenize_pairs
-from ladi.train.vae import beta_share
+from ladi.train.vae import risen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def batches_of(main: Backbone, config: Config, examples: Examples) -> ProblemBat
         solutions = [sft_target(p, config.data.task) for p in some.problems]
         _, target = tokenize_pairs(main, questions, solutions)  # latents take positions of the question
         free = some.step < config.free_steps
-        share = 0.0 if free else beta_share(some.step - config.free_steps, config.beta_warmup_steps)
+        share = 0.0 if free else risen(some.step - config.free_steps, config.beta_warmup_steps)
         return Batch(questions, solutions, target, share)
 
     return ProblemBatches(examples, make, lambda problems, _: [])

@@ -54,6 +54,7 @@ class Sizes:
     sft_steps: int
     vae_steps: int
     beta_warmup_steps: int = 0
+    context_warmup_steps: int = 0
     reasoner_steps: int
     rollout_steps: int
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -137,6 +138,7 @@ def pipeline(sizes: Sizes, root: Path, seed: int) -> Pipeline:
             backbone_dir=root / "sft" / "final",
             vae=sizes.vae,
             beta_warmup_steps=sizes.beta_warmup_steps,
+            context_warmup_steps=sizes.context_warmup_steps,
             loop=loop_config(sizes.vae_steps, sizes.vae_lr),
         ),
         reasoner=reasoner.Config(

@@ -61,7 +61,8 @@ def cd3_one_block(root: Path = Path("runs/cd3_one_block"), seed: int = 0) -> Pip
     """`cd3_tiny` with the chain of thought as one block and sixteen noisy copies a context: the best reasoner here."""
     sizes = cd3_sizes(seed)
     whole = replace(sizes.vae, block="whole", max_block_tokens=32)
-    sizes = replace(sizes, vae=whole, max_blocks=1, loss=replace(sizes.loss, noise_draws=16))
+    loss = replace(sizes.loss, noise_draws=16)
+    sizes = replace(sizes, vae=whole, context_warmup_steps=600, max_blocks=1, loss=loss)
     return pipeline(sizes, root, seed)
 
 

@@ -42,6 +42,9 @@ class Config:
     vae: ThoughtVAEConfig = field(default_factory=ThoughtVAEConfig)
     beta_warmup_steps: int = 0
     """Steps over which beta rises from 0. A decoder that reads the context may else learn to do without latents."""
+    context_warmup_steps: int = 0
+    """Steps over which the share of blocks whose decoder does not see the context falls from 1 to 0: it learns to read
+    latents first. Without, it may take long to find out that they tell what the context leaves open."""
     statistics_problems: int = 4096
     """Training problems over which the latents' mean and standard deviation are taken, at most all."""
     gate_problems: int = 1000
@@ -49,24 +52,35 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: loop.LoopConfig
 
+    def __post_init__(self):
+        loop.at_least(0, self, "beta_warmup_steps", "context_warmup_steps")
+        if self.context_warmup_steps and not self.vae.reads_context:
+            raise ValueError(
+                f"context_warmup_steps is {self.context_warmup_steps}, but this VAE reads no context; "
+                "set vae.reads_context, or context_warmup_steps 0"
+            )
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks, the share of beta that weighs their KL term, and what sums over blocks are divided by."""
+    """Blocks, the share of beta that weighs their KL term, the share whose decoder does not see what stands before, and
+    what sums over blocks are divided by.
+    """
 
     tokens: BlockTokens
     beta_share: float
+    hidden_share: float
     num_blocks: float
 
 
-def beta_share(step: int, warmup_steps: int) -> float:
+def risen(step: int, warmup_steps: int) -> float:
     """Rises from 0 at the first step to 1 after `warmup_steps`; 1 throughout where there are none."""
     return step / warmup_steps if step < warmup_steps else 1.0
 
 
 def loss(vae: ThoughtVAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The VAE's loss on the blocks of a batch."""
-    return vae.loss(batch.tokens, generator, batch.beta_share, batch.num_blocks)
+    return vae.loss(batch.tokens, generator, batch.beta_share, batch.hidden_share, batch.num_blocks)
 
 
 def encoded(vae: ThoughtVAE, blocks: list[Block]) -> Posterior:
@@ -126,7 +140,9 @@ def batches_of(vae: ThoughtVAE, config: Config, examples: Examples) -> ProblemBa
 
     def make(some: Some) -> Batch:
         tokens = vae.tokenize(all_blocks(some.problems, task, block))
-        return Batch(tokens, beta_share(some.step, config.beta_warmup_steps), *some.counts)
+        beta_share = risen(some.step, config.beta_warmup_steps)
+        hidden_share = 1 - risen(some.step, config.context_warmup_steps)
+        return Batch(tokens, beta_share, hidden_share, *some.counts)
 
     return ProblemBatches(examples, make, lambda problems, _: [len(all_blocks(problems, task, block))])
 
