@@ -18,7 +18,7 @@ from ladi.report import (
     update_markdown,
     write_figure,
 )
-from ladi.report.data import read_evaluation, read_metrics, read_run
+from ladi.report.data import read_evaluation, read_metrics, read_reconstruction, read_run
 from ladi.report.differences import differences
 from ladi.report.groups import main_evaluations, sweeps
 
@@ -463,6 +463,21 @@ def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):
     alone = [dict(zip(cells_of(header), cells_of(row), strict=True))["pass@1 (%)"] for row in (other, swept)]
     assert alone == ["40.0 [38.0, 42.0]", "80.0 [78.0, 82.0]"]  # another sampler setting is another row
     assert seeds_table([run_dir]).count("\n- ") == 5
+
+
+def test_what_a_vae_gives_back_is_drawn_against_noise(tmp_path):
+    run = write_run(tmp_path / "stage a", steps=20)
+    assert "id='reconstruction'" not in build_report([run], tmp_path / "without.html").read_text()
+    path = run / "reconstruction.json"
+    path.write_text(json.dumps({"vae/exact_mean": 0.99, "vae/exact_noise_1.0": 0.4, "vae/exact_noise_0.5": 0.8}))
+    assert list(read_reconstruction(path).items()) == [(0.0, 0.99), (0.5, 0.8), (1.0, 0.4)]
+    page = build_report([run], tmp_path / "with.html").read_text()
+    section = page.split("<section id='reconstruction'>")[1].split("</section>")[0]
+    assert "stage a" in section
+    assert "blocks decoded exactly (%)" in section
+    path.write_text(json.dumps({"vae/exact_noise_1.0": 0.4}))
+    with pytest.raises(ValueError, match=r"reconstruction.json: key 'vae/exact_mean' is missing"):
+        build_report([run], tmp_path / "broken.html")
 
 
 def test_plots_show_the_mean_over_seeds_and_not_the_first(tmp_path):

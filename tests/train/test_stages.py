@@ -195,6 +195,19 @@ def one_step_vae(tmp_path: Path, task: TaskConfig, num_train: int, max_block_tok
     )
 
 
+def test_the_vae_says_what_it_gives_back_and_below_the_gate_what_to_do(tmp_path):
+    config = one_step_vae(tmp_path, Countdown(size=3), 8, 16)
+    report = {"vae/exact_mean": 0.611, "vae/exact_sample": 0.598, "vae/kl": 1.95}
+    said = stage_a.said(report, 1000, config)
+    assert said.startswith("61.1 % of 1,000 held-out blocks come back exactly from the mean of their latents, 59.8 %")
+    assert "a reasoner should have 99 %: train longer" in said
+    assert "context" not in said
+    reads = replace(config, vae=replace(config.vae, reads_context=True))
+    assert "--context-warmup-steps" in stage_a.said(report, 1000, reads)
+    assert "--context-warmup-steps" not in stage_a.said(report, 1000, replace(reads, context_warmup_steps=4))
+    assert "should" not in stage_a.said(report | {"vae/exact_mean": 0.99}, 1000, config)
+
+
 def unequal_rows(path: Path) -> Jsonl:
     """Eight rows, every second one with four times the steps."""
     rows = [
@@ -229,9 +242,9 @@ def test_chains_of_unequal_length_weigh_alike_in_the_vae_in_micro_batches_of_any
 
 def test_the_vae_is_measured_on_what_a_small_task_without_validation_split_has(tmp_path, monkeypatch):
     task = Gsm8k(path=str(Path(__file__).parents[1] / "fixtures"))
-    seen = {}
+    seen, report = {}, dict.fromkeys(("vae/exact_mean", "vae/exact_sample", "vae/kl"), 1.0)
     for name in ("store_statistics", "reconstruction"):
-        monkeypatch.setattr(stage_a, name, lambda vae, blocks, *_, name=name: seen.setdefault(name, blocks) and {})
+        monkeypatch.setattr(stage_a, name, lambda vae, blocks, *_, name=name: seen.setdefault(name, blocks) and report)
     config = one_step_vae(tmp_path, task, 6, 200)
     assert (stage_a.main(config) / "config.json").is_file()
     assert sorted(block.text for block in seen["store_statistics"]) == sorted(

@@ -124,6 +124,8 @@ class Run:
     """Metric key -> (step, value), by step."""
     evaluations: list[Evaluation]
     denoising: Denoising | None
+    reconstruction: dict[float, float] | None
+    """Of a VAE: noise on the mean of latents, in standard deviations -> share of held-out blocks decoded exactly."""
 
 
 @dataclass(frozen=True)
@@ -300,12 +302,23 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(values.items()) for key, values in sorted(by_key.items())}
 
 
+def read_reconstruction(path: Path) -> dict[float, float]:
+    """What the stage `vae` measured on held-out blocks, by noise; without noise first."""
+    fields = Fields(path, read_json(path))
+    noisy = {float(key.removeprefix(NOISE)): fields.number(key) for key in fields.data if key.startswith(NOISE)}
+    return {0.0: fields.number("vae/exact_mean"), **dict(sorted(noisy.items()))}
+
+
+NOISE = "vae/exact_noise_"
+
+
 def read_run(run_dir: Path, name: str) -> Run:
     """Everything in one run folder; files that are not there are empty in the result."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such run folder")
     denoising_path, metrics_path = run_dir / "eval" / "denoising.json", run_dir / "metrics.jsonl"
     config_path, provenance_path = run_dir / "config.json", run_dir / "provenance.json"
+    reconstruction_path = run_dir / "reconstruction.json"
     evaluation_paths = sorted(path for path in run_dir.glob("eval/*.json") if path != denoising_path)
     if not (evaluation_paths or any(p.exists() for p in (denoising_path, metrics_path, config_path))):
         below = sorted(str(path.parent) for path in run_dir.glob("*/config.json"))
@@ -321,6 +334,7 @@ def read_run(run_dir: Path, name: str) -> Run:
         metrics=read_metrics(metrics_path) if metrics_path.exists() else {},
         evaluations=[read_evaluation(path) for path in evaluation_paths],
         denoising=read_denoising(denoising_path) if denoising_path.exists() else None,
+        reconstruction=read_reconstruction(reconstruction_path) if reconstruction_path.exists() else None,
     )
 
 

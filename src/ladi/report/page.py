@@ -32,6 +32,7 @@ def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi re
         sections.methods_section(runs),
         sections.rl_section(runs, evaluations, index_of),
         sections.loss_section(runs),
+        sections.reconstruction_section(runs),
         sections.pca_section(runs),
         sections.denoising_section(runs),
         sections.provenance_section(runs, evaluations),

@@ -239,6 +239,18 @@ def loss_curve(
         return to_svg(figure, plot_id, f"{name} against training step")
 
 
+def reconstruction(shares: Mapping[int, Mapping[float, float]], plot_id: str) -> str:
+    """Share of blocks that VAEs decode exactly against the noise on their latents; keys are the runs' colours."""
+    with mpl.rc_context(RC):
+        figure, axes = new_axes()
+        for index, share in shares.items():
+            values = [100 * value for value in share.values()]
+            axes.plot(list(share), values, linestyle_of(index), color=color_of(index), marker="o", markersize=3.5)
+        axes.set_ylim(0, 101)
+        axes.set(xlabel="noise on the latents (standard deviations)", ylabel="blocks decoded exactly (%)")
+        return to_svg(figure, plot_id, "blocks decoded exactly against the noise on their latents")
+
+
 def metric_curves(curves: Mapping[int, Sequence[tuple[int, float]]], name: str, plot_id: str) -> str:
     """One metric of several runs; keys are the runs' colours."""
     with mpl.rc_context(RC | {"font.size": 9}):

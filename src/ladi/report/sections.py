@@ -142,6 +142,20 @@ def loss_section(runs: Sequence[Run]) -> Section | None:
     return Section("losses", "Training losses", lead, "".join(parts)) if parts else None
 
 
+def reconstruction_section(runs: Sequence[Run]) -> Section | None:
+    shown = {run.name: run.reconstruction for run in runs if run.reconstruction}
+    if not shown:
+        return None
+    lead = (
+        "Held-out blocks that a VAE gives back to the letter from the mean of their latents: without noise it should "
+        "be 99 % or more. Where the curve falls says how exactly a reasoner must denoise."
+    )
+    items = "".join(f"<li>{chip(i)}{html.escape(name)}</li>" for i, name in enumerate(shown))
+    plot = figure(plots.reconstruction(dict(enumerate(shown.values())), "vae"), "exactness against noise")
+    body = f"<ul class='legend'>{items}</ul><div class='plots'>{plot}</div>"
+    return Section("reconstruction", "What the VAE gives back", lead, body)
+
+
 RL_METRICS = {
     "reward/mean": "mean reward",
     "rollout/pass@1": "pass@1 of the rollouts",

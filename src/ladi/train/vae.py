@@ -30,6 +30,11 @@ from ladi.train.data import (
     pass_size,
 )
 
+GATE = 0.99
+"""Share of held-out blocks that a VAE should give back exactly from their posterior mean."""
+LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""Of the noise that the reconstruction report adds to latents."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -123,6 +128,21 @@ def reconstruction(
     return result | {"vae/kl": gaussian_kl_to_standard(posterior.mean, posterior.log_var).mean().item()}
 
 
+def said(report: dict[str, float], num_blocks: int, config: Config) -> str:
+    """The reconstruction report in a line, and below the gate what to do about it."""
+    mean, sample, kl = (report[f"vae/{name}"] for name in ("exact_mean", "exact_sample", "kl"))
+    found = (
+        f"{100 * mean:.1f} % of {num_blocks:,} held-out blocks come back exactly from the mean of their latents, "
+        f"{100 * sample:.1f} % from a sample, at {kl:.1f} nats a block"
+    )
+    if mean >= GATE:
+        return found
+    remedies = ["train longer (--loop.steps)", "give latents more room (--vae.num-latents, --vae.beta)"]
+    if config.vae.reads_context and not config.context_warmup_steps:
+        remedies.append("let the decoder start without the context (--context-warmup-steps)")
+    return f"{found}; a reasoner should have {100 * GATE:.0f} %: {', or '.join(remedies)}"
+
+
 def all_blocks(problems: Sequence[Problem], task: TaskConfig, block: str) -> list[Block]:
     """The blocks of all problems, one after the other."""
     return [b for problem in problems for b in blocks_of(problem, block, task.step_separator)]
@@ -172,6 +192,7 @@ def main(config: Config) -> Path:
     saved = loop.save_final(vae, run_dir)
     held_out = all_blocks(first_problems(task, split, config.gate_problems), task, block)
     if held_out and loop.is_main_process():
-        report = reconstruction(vae, held_out, generator, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
+        report = reconstruction(vae, held_out, generator, LEVELS)
         write_json_atomic(run_dir / "reconstruction.json", report)
+        print(said(report, len(held_out), config), flush=True)
     return saved
