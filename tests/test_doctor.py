@@ -336,7 +336,8 @@ def test_the_disk_is_what_a_stage_leaves_there_and_has_there_at_most(preset, tmp
 def test_models_are_left_as_large_as_the_bundled_ones(preset):
     found, p = estimated(preset), preset.reasoner
     latents = 4 * p.data.num_train * p.max_blocks * preset.vae.vae.num_latents * preset.vae.vae.latent_width
-    bundled = {"sft": ("ar",), "vae": ("vae",), "reasoner": ("stage1", "vae"), "rl": ("rl", "vae"), "grpo": ("grpo",)}
+    bundled = {"sft": ("ar",), "vae": ("vae",), "reasoner": ("stage1", "vae")}
+    bundled |= {"rl": bundled["reasoner"], "grpo": bundled["sft"]}  # as large as what they start from
     for stage, folders in bundled.items():
         e = found[stage]
         checkpoint = e.state - 4 * e.parameters  # as large as gradients, moments and average
