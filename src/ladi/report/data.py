@@ -302,14 +302,15 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(values.items()) for key, values in sorted(by_key.items())}
 
 
+NOISE = "vae/exact_noise_"
+"""Begins the keys of `reconstruction.json` that end with a level of noise."""
+
+
 def read_reconstruction(path: Path) -> dict[float, float]:
     """What the stage `vae` measured on held-out blocks, by noise; without noise first."""
     fields = Fields(path, read_json(path))
     noisy = {float(key.removeprefix(NOISE)): fields.number(key) for key in fields.data if key.startswith(NOISE)}
     return {0.0: fields.number("vae/exact_mean"), **dict(sorted(noisy.items()))}
-
-
-NOISE = "vae/exact_noise_"
 
 
 def read_run(run_dir: Path, name: str) -> Run:

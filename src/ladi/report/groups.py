@@ -44,12 +44,13 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     for members in by_seed(evaluations):
         distinct = [e.distinct_valid for e in members if e.distinct_valid]
         use = [e.latent_use for e in members if e.latent_use]
-        means = {
-            "pass_at": mean_estimates([e.pass_at for e in members]),
-            "distinct_valid": mean_estimate(distinct) if len(distinct) == len(members) else None,
-            "latent_use": mean_estimates(use) if len(use) == len(members) else None,
-        }
-        merged.append(members[0] if len(members) == 1 else replace(members[0], **means))
+        mean_of_all = replace(
+            members[0],
+            pass_at=mean_estimates([e.pass_at for e in members]),
+            distinct_valid=mean_estimate(distinct) if len(distinct) == len(members) else None,
+            latent_use=mean_estimates(use) if len(use) == len(members) else None,
+        )
+        merged.append(mean_of_all)
     return merged
 
 

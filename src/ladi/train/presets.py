@@ -58,7 +58,9 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
 
 
 def cd3_one_block(root: Path = Path("runs/cd3_one_block"), seed: int = 0) -> Pipeline:
-    """`cd3_tiny` with the chain of thought as one block and sixteen noisy copies a context: the best reasoner here."""
+    """`cd3_tiny` with the chain of thought as one block, a VAE whose decoder starts without the context, and sixteen
+    noisy copies a context. The bundled models of this name were trained before their VAE's decoder could do so.
+    """
     sizes = cd3_sizes(seed)
     whole = replace(sizes.vae, block="whole", max_block_tokens=32)
     loss = replace(sizes.loss, noise_draws=16)
