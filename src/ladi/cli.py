@@ -37,7 +37,7 @@ from ladi.report import (
 from ladi.rundir import latest_checkpoint, provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.data import begin
-from ladi.train.presets import PRESETS, preset_named
+from ladi.train.presets import DEFAULT, PRESETS, preset_named
 from ladi.train.rewards import RewardError
 
 STAGES: dict[str, Callable[[Any], Path]] = {
@@ -61,7 +61,7 @@ USAGE = f"""ladi: latent diffusion reasoning for language models
   ladi doctor --preset NAME       what a preset needs, and what is missing here
   ladi bench [rl]                 throughput of the shared-context primitive, or of updates beside TRL's
 
-`ladi COMMAND --help` lists the settings. Presets: {", ".join(PRESETS)}."""
+`ladi COMMAND --help` lists the settings. Presets ({DEFAULT} where none is named): {", ".join(PRESETS)}."""
 
 console = Console()
 
@@ -88,8 +88,8 @@ def take(args: list[str], option: str, default: str) -> tuple[str, list[str]]:
 
 
 def take_preset(args: list[str]) -> tuple[str, list[str]]:
-    """The value of `--preset` (default cd3_tiny) and the other arguments."""
-    return take(args, "--preset", "cd3_tiny")
+    """The value of `--preset` (or `presets.DEFAULT`) and the other arguments."""
+    return take(args, "--preset", DEFAULT)
 
 
 def configured(default: Any, args: Sequence[str], prog: str) -> Any:

@@ -26,7 +26,7 @@ from ladi.report import build_report
 from ladi.rundir import check_settings, latest_checkpoint, write_json_atomic
 from ladi.train import grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.pipeline import Pipeline
-from ladi.train.presets import preset_named
+from ladi.train.presets import DEFAULT, preset_named
 
 STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 """What --from-scratch trains, in order."""
@@ -46,7 +46,7 @@ class Config:
     """Settings of the quickstart."""
 
     out_dir: Path = Path("runs/quickstart")
-    preset: str = "cd3_one_block"
+    preset: str = DEFAULT
     """With --from-scratch, what is trained; otherwise which bundled models are loaded."""
     from_scratch: bool = False
     """Train every stage instead of loading the bundled models; resumes if interrupted."""

@@ -225,6 +225,10 @@ PRESETS: dict[str, Callable[..., Pipeline]] = {
 }
 
 
+DEFAULT = "cd3_one_block"
+"""Of the commands that are given no preset."""
+
+
 def preset_named(name: str) -> Callable[..., Pipeline]:
     """The preset of that name.
 
