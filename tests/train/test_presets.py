@@ -46,7 +46,17 @@ def test_backbones_keep_to_their_size(name, most):
 
 
 @pytest.mark.parametrize(
-    "name", ["cd3_tiny", "cd3_one_block", "cd4_tiny", "cd4_small", "arithmetic_tiny", "dlr_cd3", "dlr_arithmetic"]
+    "name",
+    [
+        "cd3_tiny",
+        "cd3_one_block",
+        "cd4_tiny",
+        "cd4_one_block",
+        "cd4_small",
+        "arithmetic_tiny",
+        "dlr_cd3",
+        "dlr_arithmetic",
+    ],
 )
 def test_texts_fit_the_blocks_and_answers_of_the_preset(name):
     p = PRESETS[name](Path("root"))

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Countdown-4 with the whole chain of thought as one block, from nothing: AR SFT, a VAE whose decoder starts without the context,
+# stage 1 with sixteen noisy copies a context; then 100 batches of 24 puzzles x 32 texts, each used twice, of LaDi-RL from it
+# and of token GRPO from AR SFT. Two hours on two cores; every command resumes if it is interrupted.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+P="--preset cd4_one_block"
+R=runs/cd4_one_block
+OUT=${OUT:-runs/results/cd4_whole}
+
+ladi train sft $P
+ladi train vae $P
+ladi train reasoner $P
+
+EVAL="ladi eval $P --num-questions 500 --num-samples 128 --ks 1 4 16 64 128"
+token="--sample.temperature 1.0 --latent-use-samples 0"
+latent="--sample.num-steps 10 --latent-use-samples 4"
+$EVAL $token --model-dir $R/sft/final --label "AR SFT" --json $OUT/eval/1_ar.json
+$EVAL $latent --model-dir $R/reasoner/final --label "LaDiR" --json $OUT/eval/3_ladir.json
+
+TWICE="$P --policy.num-iterations 2 --loop.steps 200"
+ladi train rl $TWICE --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5
+$EVAL $latent --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $OUT/eval/4_rl.json
+ladi train grpo $TWICE --policy.num-generations 32
+$EVAL $token --model-dir $R/grpo/final --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
+ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd4_whole --against "AR SFT + token GRPO"
