@@ -58,6 +58,6 @@ done
 ladi report $S --out $S/report.html --title "Countdown-3, sampler" --markdown docs/results.md#cd3_sweeps
 
 # Where each model fails: at the first step, at what is left to reach, or at finishing.
-python recipes/diagnose_countdown3.py "AR SFT=$A/ar" "AR SFT + token GRPO=$R/grpo/final" "LaDiR=$A/stage1" \
+python recipes/diagnose_countdown.py 3 "AR SFT=$A/ar" "AR SFT + token GRPO=$R/grpo/final" "LaDiR=$A/stage1" \
   "LaDiR with stage 2=$A/stage2" "LaDiR + LaDi-RL=$R/rl/final" "AR SFT + token GRPO, 250 updates=$R/grpo_more/final" \
   "LaDiR + LaDi-RL, 250 updates=$R/rl_more/final"

@@ -17,6 +17,8 @@ token="--sample.temperature 1.0 --latent-use-samples 0"
 latent="--sample.num-steps 10 --latent-use-samples 4"
 $EVAL $token --model-dir $R/sft/final --label "AR SFT" --json $OUT/eval/1_ar.json
 $EVAL $latent --model-dir $R/reasoner/final --label "LaDiR" --json $OUT/eval/3_ladir.json
+$EVAL --sample.num-steps 30 --latent-use-samples 4 --model-dir $R/reasoner/final --label "LaDiR, 30 denoising steps" \
+  --json $OUT/eval/5_ladir_30.json
 
 TWICE="$P --policy.num-iterations 2 --loop.steps 200"
 ladi train rl $TWICE --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5
@@ -24,3 +26,7 @@ $EVAL $latent --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $OUT/eval
 ladi train grpo $TWICE --policy.num-generations 32
 $EVAL $token --model-dir $R/grpo/final --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd4_whole --against "AR SFT + token GRPO"
+
+# Where each model fails: at a step, at what is left to reach, or at finishing.
+python recipes/diagnose_countdown.py 4 "AR SFT=$R/sft/final" "LaDiR=$R/reasoner/final" "AR SFT + token GRPO=$R/grpo/final" \
+  "LaDiR + LaDi-RL=$R/rl/final"
