@@ -100,6 +100,23 @@ def test_how_programs_are_judged_may_change_within_a_run(tmp_path):
         )
 
 
+def test_the_provenance_tells_what_made_the_weights_and_every_later_part(tmp_path, monkeypatch):
+    def entered(commit: str) -> dict[str, Any]:
+        monkeypatch.setattr(rundir, "provenance", lambda: {"commit": commit})
+        rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+        return json.loads((tmp_path / "provenance.json").read_text())
+
+    entered("before anything was trained")
+    assert entered("a") == {"commit": "a", "inputs": {}}
+    rundir.checkpoint_dir(tmp_path, 2).mkdir(parents=True)
+    entered("b")
+    whole = {"commit": "a", "inputs": {}, "resumed": [{"commit": "b"}, {"commit": "c"}]}
+    assert entered("c") == whole
+    (tmp_path / "final").mkdir()
+    assert entered("d") == whole
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 1
+
+
 def test_a_run_whose_inputs_have_changed_is_refused_and_one_from_before_they_were_noted_is_not(tmp_path):
     config = Config(out_dir=tmp_path / "run")
     (rundir.open_run(config.out_dir, config) / "final").mkdir()

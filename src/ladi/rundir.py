@@ -142,6 +142,16 @@ def settings_of(config: Any) -> Any:
     return wanted
 
 
+def is_finished(out_dir: Path) -> bool:
+    """Whether the run in this folder has saved its model."""
+    return (out_dir / "final").exists()
+
+
+def has_begun(out_dir: Path) -> bool:
+    """Whether there are weights of the run in this folder."""
+    return is_finished(out_dir) or latest_checkpoint(out_dir) is not None
+
+
 def check_settings(out_dir: Path, config: Any, inputs: Mapping[str, str]) -> None:
     """Raise if the folder holds a run with other settings: once there is a checkpoint or a model, only `FREE_FIELDS`
     may differ, and what it read must be what it was.
@@ -150,7 +160,7 @@ def check_settings(out_dir: Path, config: Any, inputs: Mapping[str, str]) -> Non
         ValueError: with the fields and both their values, or the settings whose files have changed.
     """
     path = out_dir / "config.json"
-    if not path.is_file() or not (latest_checkpoint(out_dir) or (out_dir / "final").exists()):
+    if not path.is_file() or not has_begun(out_dir):
         return
     provenance_path = out_dir / "provenance.json"
     before = json.loads(provenance_path.read_text()).get("inputs", {}) if provenance_path.is_file() else {}
@@ -171,9 +181,10 @@ def check_settings(out_dir: Path, config: Any, inputs: Mapping[str, str]) -> Non
 
 def open_run(out_dir: Path, config: Any, inputs: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Make the run's folder, or enter an interrupted run's; write `config.json` and `provenance.json`, the latter with
-    `inputs`, hashes of what the run reads.
+    `inputs`, hashes of what the run reads, and with an entry in `resumed` for every later part of the run.
 
-    Of several processes (torchrun, accelerate launch) the first does it for all.
+    A finished run's stay as they are: they tell what made its weights. Of several processes (torchrun, accelerate
+    launch) the first does it for all.
 
     Raises:
         ValueError: if the folder belongs to a run with another configuration.
@@ -185,8 +196,16 @@ def open_run(out_dir: Path, config: Any, inputs: Mapping[str, str] = MappingProx
     with writing(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     check_settings(out_dir, config, inputs)
-    write_json_atomic(out_dir / "provenance.json", provenance() | {"inputs": dict(inputs)})
-    write_json_atomic(out_dir / "config.json", settings_of(config))
+    path, now = out_dir / "provenance.json", provenance()
+    if has_begun(out_dir) and path.is_file():
+        record = json.loads(path.read_text())
+        if not is_finished(out_dir):
+            record["resumed"] = [*record.get("resumed", []), now]
+    else:
+        record = dict(now)
+    write_json_atomic(path, record | {"inputs": record.get("inputs", {}) | dict(inputs)})
+    if not is_finished(out_dir):
+        write_json_atomic(out_dir / "config.json", settings_of(config))
     return out_dir
 
 
