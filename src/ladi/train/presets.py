@@ -98,7 +98,10 @@ def cd4_tiny(root: Path = Path("runs/cd4_tiny"), seed: int = 0) -> Pipeline:
 
 
 def cd4_one_block(root: Path = Path("runs/cd4_one_block"), seed: int = 0) -> Pipeline:
-    """`cd4_tiny` as `cd3_one_block` has it: one block, a decoder that starts without the context, sixteen copies."""
+    """`cd4_tiny` as `cd3_one_block` has it: one block, a decoder that starts without the context, sixteen copies.
+
+    Measured behind `cd4_tiny`, whose later blocks read what the earlier ones came to.
+    """
     sizes = cd4_sizes(seed)
     whole = replace(sizes.vae, block="whole", max_block_tokens=48)
     loss = replace(sizes.loss, noise_draws=16)
