@@ -25,6 +25,13 @@ ladi train rl $TWICE --policy.num-latents 16 --policy.texts-per-latent 2 --polic
 $EVAL $latent --model-dir $R/rl/final --label "LaDiR + LaDi-RL" --json $OUT/eval/4_rl.json
 ladi train grpo $TWICE --policy.num-generations 32
 $EVAL $token --model-dir $R/grpo/final --label "AR SFT + token GRPO" --json $OUT/eval/2_grpo.json
+# As many batches again, from there.
+MORE="$TWICE --data.task.seed 1 --loop.seed 1"
+ladi train rl $MORE --policy.num-latents 16 --policy.texts-per-latent 2 --policy.replay-steps 5 --model-dir $R/rl/final \
+  --out-dir $R/rl_more
+$EVAL $latent --model-dir $R/rl_more/final --label "LaDiR + LaDi-RL, 200 batches" --json $OUT/eval/7_rl_more.json
+ladi train grpo $MORE --policy.num-generations 32 --model-dir $R/grpo/final --out-dir $R/grpo_more
+$EVAL $token --model-dir $R/grpo_more/final --label "AR SFT + token GRPO, 200 batches" --json $OUT/eval/6_grpo_more.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd4_whole --against "AR SFT + token GRPO"
 
 # Where each model fails: at a step, at what is left to reach, or at finishing.
