@@ -197,12 +197,11 @@ def open_run(out_dir: Path, config: Any, inputs: Mapping[str, str] = MappingProx
         out_dir.mkdir(parents=True, exist_ok=True)
     check_settings(out_dir, config, inputs)
     path, now = out_dir / "provenance.json", provenance()
+    record: dict[str, Any] = now | {"inputs": {}}
     if has_begun(out_dir) and path.is_file():
         record = json.loads(path.read_text())
         if not is_finished(out_dir):
             record["resumed"] = [*record.get("resumed", []), now]
-    else:
-        record = dict(now)
     write_json_atomic(path, record | {"inputs": record.get("inputs", {}) | dict(inputs)})
     if not is_finished(out_dir):
         write_json_atomic(out_dir / "config.json", settings_of(config))
