@@ -12,7 +12,7 @@ from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner
 from tests.pretend_device import PRETEND, place, pretend_device
 
-A = "assets/cd3_tiny"
+A, TINY = "assets/cd3_tiny", "--preset cd3_tiny"
 SHORT = "--data.num-train 16 --loop.batch-size 4 --loop.micro-batch-size 2 --loop.steps 2 --loop.checkpoint-every 2"
 LATENT = f"--model-dir {A}/stage1 --policy.num-latents 3 --policy.texts-per-latent 2 --policy.num-steps 3 {SHORT}"
 EVAL = "eval --num-questions 3 --num-samples 2 --ks 1 2 --sample.num-steps 2"
@@ -20,11 +20,11 @@ COMMANDS = {
     "sft": f"train sft --backbone.width 32 --backbone.num-layers 1 --backbone.num-heads 2 {SHORT}",
     "sft_adamw": f"train sft --backbone.width 32 --backbone.num-layers 1 --backbone.num-heads 2 {SHORT} "
     "--loop.optim.name adamw --loop.gradient-checkpointing",
-    "vae": f"train vae --backbone-dir {A}/ar --statistics-problems 16 --gate-problems 4 {SHORT}",
-    "reasoner": f"train reasoner --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
-    "reasoner_lora": f"train reasoner --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents {SHORT} "
-    "--lora-rank 2 --loss.hide-question 0.5 --loss.target sample",
-    "rollout": f"train rollout --reasoner-dir {A}/stage1 --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
+    "vae": f"train vae {TINY} --backbone-dir {A}/ar --statistics-problems 16 --gate-problems 4 {SHORT}",
+    "reasoner": f"train reasoner {TINY} --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
+    "reasoner_lora": f"train reasoner {TINY} --backbone-dir {A}/ar --vae-dir {A}/vae --latents-path OUT/latents "
+    f"{SHORT} --lora-rank 2 --loss.hide-question 0.5 --loss.target sample",
+    "rollout": f"train rollout {TINY} --reasoner-dir {A}/stage1 --vae-dir {A}/vae --latents-path OUT/latents {SHORT}",
     "rl": f"train rl {LATENT}",
     "rl_everything": f"train rl {LATENT} --policy.beta 0.1 --policy.guidance 0.3 --policy.num-iterations 2 "
     "--policy.replay-steps 1 --policy.replay-copies 4 --policy.replay-texts 4",
