@@ -34,7 +34,7 @@ from ladi.report import (
     update_markdown,
     write_figure,
 )
-from ladi.rundir import latest_checkpoint, provenance, write_json_atomic
+from ladi.rundir import is_finished, latest_checkpoint, provenance, write_json_atomic
 from ladi.train import dlr, dlr_warmup, grpo, reasoner, rl, rollout, sft, vae
 from ladi.train.data import begin
 from ladi.train.presets import DEFAULT, PRESETS, preset_named
@@ -105,13 +105,12 @@ def train(args: list[str]) -> None:
     stage = args[0]
     preset, rest = take_preset(args[1:])
     config = configured(getattr(preset_named(preset)(), stage.replace("-", "_")), rest, f"ladi train {stage}")
-    final = config.out_dir / "final"
-    is_finished = final.exists()
-    if is_finished and latest_checkpoint(config.out_dir) is None:  # deleted since: a stage would begin anew
+    final, was_finished = config.out_dir / "final", is_finished(config.out_dir)
+    if was_finished and latest_checkpoint(config.out_dir) is None:  # deleted since: a stage would begin anew
         begin(config)
     else:
         final = STAGES[stage](config)
-    say(f"{'finished before, nothing to train:' if is_finished else 'saved'} {final}")
+    say(f"{'finished before, nothing to train:' if was_finished else 'saved'} {final}")
 
 
 def run_eval(args: list[str]) -> None:

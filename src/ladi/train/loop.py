@@ -40,6 +40,7 @@ from ladi.rundir import (
     append_metrics,
     atomic_dir,
     check_disk_space,
+    is_finished,
     latest_checkpoint,
     prune_checkpoints,
     truncate_metrics,
@@ -169,7 +170,7 @@ def save_final(model: Any, run_dir: Path) -> Path:
     """Write the finished model to `final/`, whole or not at all, once whatever the number of processes, and drop all
     checkpoints but the newest; returns the folder. One that is there already stays as it is.
     """
-    if is_main_process() and not (run_dir / "final").exists():
+    if is_main_process() and not is_finished(run_dir):
         with atomic_dir(run_dir / "final") as folder:
             model.save_pretrained(folder)
         prune_checkpoints(run_dir, 1)
