@@ -2,12 +2,15 @@
 itself (train/loop.py).
 """
 
+import logging
 import os
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: the first may encode a large data set alone."""
@@ -35,6 +38,19 @@ def default_device() -> torch.device:
     `CUDA_VISIBLE_DEVICES` chooses among several, `ACCELERATE_USE_CPU=1` none.
     """
     return torch.device(processes().device or "cpu")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether torch multiplies bf16 matrices with instructions of this CPU; without, they take many times as long as in
+    fp32 (fifty on AVX2).
+    """
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def warn_of_slow_bf16(device: torch.device, remedy: str) -> None:
+    """Log a warning if matrices are about to be multiplied in bf16 on a CPU that has no instructions for it."""
+    if device.type == "cpu" and not cpu_has_bf16():
+        logger.warning("this CPU has no bf16 instructions: bf16 takes many times as long as fp32 here; %s", remedy)
 
 
 def synchronize() -> None:

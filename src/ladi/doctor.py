@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ladi.bundled import located
+from ladi.devices import cpu_has_bf16
 from ladi.footprint import Estimate, estimates, lengths
 from ladi.models.backbone import BackboneConfig
 from ladi.progress import short
@@ -60,6 +61,8 @@ def environment() -> list[tuple[str, str]]:
         rows.append((f"GPU {i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     if not torch.cuda.is_available():
         rows.append(("GPU", "none: training runs on the CPU"))
+        if not cpu_has_bf16():
+            rows.append(("bf16", "this CPU has no instructions for it: --loop.precision fp32 is many times as fast"))
     free = shutil.disk_usage(Path.cwd()).free
     rows.append(("disk", f"{free / 2**30:.1f} GiB free here"))
     return rows

@@ -9,7 +9,7 @@ import torch
 
 from ladi.arrays import Float, Int, Tensor
 from ladi.bundled import located
-from ladi.devices import default_device
+from ladi.devices import default_device, warn_of_slow_bf16
 from ladi.draws import Source
 from ladi.models.assistant import LatentAssistant, MainCost
 from ladi.models.backbone import Backbone, Dtype
@@ -43,6 +43,8 @@ def load_model(folder: str | Path, dtype: Dtype = "float32", main: str = "") -> 
         model = LatentReasoner.from_pretrained(folder)
     else:
         model = Backbone.from_pretrained(folder)
+    if dtype == "bfloat16":
+        warn_of_slow_bf16(default_device(), "use --dtype float32")
     return model.to(default_device(), getattr(torch, dtype)).eval()
 
 

@@ -34,7 +34,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ladi.arrays import Tensor
-from ladi.devices import processes
+from ladi.devices import processes, warn_of_slow_bf16
 from ladi.models.backbone import Backbone
 from ladi.rundir import (
     append_metrics,
@@ -299,6 +299,8 @@ def run(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
     share_size(config, accelerator.num_processes)
+    if config.precision == "bf16" and accelerator.is_main_process:
+        warn_of_slow_bf16(accelerator.device, "train with --loop.precision fp32")
     accelerator.wait_for_everyone()  # the first makes the run's folder before it comes here
     accelerator.init_trackers(label)
     model.to(accelerator.device)
