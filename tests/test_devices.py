@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladi import cli
+from ladi import cli, devices, doctor
 from ladi.inference.models import load_model
 from ladi.models.backbone import Backbone
 from ladi.models.reasoner import LatentReasoner
@@ -28,6 +28,7 @@ COMMANDS = {
     "rl": f"train rl {LATENT}",
     "rl_everything": f"train rl {LATENT} --policy.beta 0.1 --policy.guidance 0.3 --policy.num-iterations 2 "
     "--policy.replay-steps 1 --policy.replay-copies 4 --policy.replay-texts 4",
+    "rl_flow_loss": f"train rl {LATENT} --policy.density flow_loss --policy.noise-level 0 --policy.replay-copies 4",
     "grpo": f"train grpo --model-dir {A}/ar --policy.num-generations 4 --policy.beta 0.1 {SHORT}",
     "dlr_warmup": f"train dlr-warmup --preset dlr_cd3 --main {A}/ar --free-steps 1 --beta-warmup-steps 0 {SHORT}",
     "dlr": f"train dlr --preset dlr_cd3 --model-dir WARM --policy.num-generations 4 --policy.num-decoded 2 "
@@ -99,3 +100,38 @@ def test_results_in_bfloat16_are_near_those_in_float32():
         texts.append(model.generate(["19,35,44:60", "7,12,30:49"], num_latents=8, num_steps=10).texts)
     same = [a == b for rows in zip(*texts, strict=True) for a, b in zip(*rows, strict=True)]
     assert sum(same) >= 12
+
+
+SLOW = "this CPU has no bf16 instructions"
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bf16_on_a_cpu_without_instructions_for_it_is_warned_of(has_bf16, monkeypatch, tmp_path, caplog, capsys):
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: has_bf16)
+    run(monkeypatch, f"{COMMANDS['sft']} --out-dir {tmp_path / 'fp32'}")
+    load_model(f"{A}/ar")
+    assert not caplog.text
+
+    run(monkeypatch, f"{COMMANDS['sft']} --loop.precision bf16 --out-dir {tmp_path / 'bf16'}")
+    assert (f"{SLOW}: bf16 takes many times as long as fp32 here; train with" in caplog.text) is not has_bf16
+    caplog.clear()
+    load_model(f"{A}/ar", "bfloat16")
+    assert ("use --dtype float32" in caplog.text) is not has_bf16
+    run(monkeypatch, "doctor")
+    assert ("this CPU has no instructions for it" in capsys.readouterr().out) is not has_bf16
+
+
+def test_an_accelerator_is_not_asked_for_the_cpus_instructions(monkeypatch, caplog):
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
+    devices.warn_of_slow_bf16(torch.device("cuda"), "")
+    assert not caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads the CPU's flags as Linux shows them")
+def test_a_cpu_whose_flags_know_neither_bf16_nor_avx512_has_no_bf16():
+    flags = Path("/proc/cpuinfo").read_text()
+    if not any(name in flags for name in ("bf16", "avx512", "avx_ne_convert")):
+        assert not devices.cpu_has_bf16()
+    if "avx512_bf16" in flags:
+        assert devices.cpu_has_bf16()

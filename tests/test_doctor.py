@@ -232,6 +232,7 @@ def test_a_rollout_holds_its_keys_and_values_once(preset, stage, policy, monkeyp
         ("rl", {"alpha": 1.0}),
         ("rl", {"alpha": 0.0}),
         ("rl", {"replay_steps": 3, "num_latents": 4}),
+        ("rl", {"density": "flow_loss"}),
         ("dlr", {"gamma": 0.0}),
         ("dlr", {"text_weight": 1.0, "temperature": 1.0, "num_decoded": 8, "filter": "random"}),
     ],

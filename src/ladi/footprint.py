@@ -278,7 +278,7 @@ class Stages:
     def rl(self) -> Need:
         size, p, policy, passes = self.size, self.lm.num_parameters, self.pipeline.rl.policy, self.passes("rl")
         latents, texts = policy.num_latents, policy.num_latents * policy.texts_per_latent
-        steps = policy.replay_steps or max(1, policy.num_steps - 1)
+        steps = max(1, policy.num_replayed())
         copies, at_once = latents * steps, policy.replay_copies
         longest = self.pipeline.reasoner.max_answer_tokens
         saved = passes.body(1, size.question)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ladi import bench_rl
 from ladi.bench_rl import counted_tokens
+from ladi.draws import Streams
 from ladi.flow.logprob import gaussian_log_prob
 from ladi.flow.times import sampling_grid
 from ladi.models.decoding import Continuation
@@ -132,6 +133,74 @@ def test_in_bf16_the_first_update_has_the_gradient_of_fp32():
         assert terms["latent/clip_fraction"] == 0
         gradients.append(torch.cat([p.grad.flatten() for p in reasoner.parameters() if p.grad is not None]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def flow_loss_of(reasoner, rollout, question, trajectory, block, draw):
+    """From the definition, one sequence and one noisy form at a time: mean squared error of the velocity."""
+    paths, at = rollout.paths, (question, trajectory, block)
+    ids = reasoner.backbone.tokenize([rollout.questions[question]], opening=True)
+    prefix = reasoner.open(ids)
+    for earlier in range(block):
+        prefix, _ = reasoner.add_block(prefix, paths.latents[question, trajectory, earlier][None], torch.tensor([True]))
+    noise, t = rollout.draws.noise[at][draw], rollout.draws.times[at][draw]
+    x_t = (1 - t) * paths.latents[at] + t * noise
+    v = reasoner.velocity(reasoner.context(prefix), x_t[None, None], t[None, None])[0, 0]
+    return (v - (noise - paths.latents[at])).square().mean()
+
+
+@pytest.mark.parametrize("fields", [{}, {"noise_level": 0.0}, {"replay_steps": 2, "replay_copies": 3}], ids=str)
+def test_the_gradient_of_the_density_flow_loss_is_that_of_flow_matching_weighted_by_advantages(
+    reasoner, fields, monkeypatch
+):
+    """mean_i A_i mean_s grad (flow loss / 2) on the trajectories' own blocks, whatever sampler drew them."""
+    stop_every_third(monkeypatch, reasoner)
+    config = settings(alpha=1.0, density="flow_loss", **fields)
+    rollout = sampled(reasoner, config)
+    num_draws = fields.get("replay_steps", config.policy.num_steps)
+    assert rollout.draws.times.shape == (3, 4, 3, num_draws)
+    value, terms = rl.loss(reasoner, rollout, config)
+    assert terms["latent/ratio_max"] == 1
+    reasoner.zero_grad()
+    value.backward()
+    found = {name: p.grad.clone() for name, p in reasoner.named_parameters() if p.grad is not None}
+    reasoner.zero_grad()
+    for question, trajectory in torch.cartesian_prod(torch.arange(3), torch.arange(4)):
+        blocks = int(rollout.paths.num_blocks[question, trajectory])
+        losses = [
+            flow_loss_of(reasoner, rollout, question, trajectory, block, draw)
+            for block in range(blocks)
+            for draw in range(num_draws)
+        ]
+        (rollout.latent_advantages[question, trajectory] * torch.stack(losses).mean() / 2 / 12).backward()
+    assert found
+    for name, p in reasoner.named_parameters():
+        if name in found:
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_draws_fill_the_times_evenly_and_do_not_depend_on_other_questions_or_later_blocks(reasoner):
+    rollout = sampled(reasoner, settings(density="flow_loss", replay_steps=4))
+    part = (rollout.draws.times * 4).floor()
+    assert (part == torch.arange(4)).all()
+    paths, streams = rollout.paths, [Streams.of(0, [7, 8, 9]), Streams.of(0, [8])]
+    together = rl.Draws.of(paths, 4, streams[0])
+    short = {name: getattr(paths, name)[1:2, :, :1] for name in ("states", "means")}
+    alone = rl.Draws.of(replace(paths, num_blocks=paths.num_blocks[1:2], **short), 4, streams[1])
+    assert torch.equal(together.times[1:2, :, :1], alone.times)
+    assert torch.equal(together.noise[1:2, :, :1], alone.noise)
+
+
+def test_the_kl_of_the_density_flow_loss_is_half_the_squared_distance_of_velocities(reasoner):
+    config = settings(density="flow_loss", beta=0.1)
+    rollout = sampled(reasoner, config)
+    with torch.no_grad():
+        now = rl.replay(reasoner, rollout, config.policy)
+        reasoner.velocity_head.weight.mul_(1.5)
+        other = rl.replay(reasoner, rollout, config.policy)
+    for a, b in zip(now.blocks, other.blocks, strict=True):
+        half = (a.means - b.means).square().sum((-2, -1)) / 2
+        torch.testing.assert_close(rl.transition_kl(a, b, "sum"), half)
+        assert half.min() > 0
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
@@ -331,9 +400,10 @@ def bandit_step(reasoner, target, config, optimizer, seed) -> float:
         texts=Texts(none, none.bool(), no, rewards[..., None], none[..., 0], no, no),
         latent_advantages=group_advantages(rewards, "group"),
         text_advantages=torch.zeros(2, policy.num_latents, 1),
-        steps=torch.arange(policy.num_steps - 1),
+        steps=torch.arange(policy.num_replayed()),
+        draws=None if policy.density == "transitions" else rl.Draws.of(paths, policy.num_replayed(), generator(seed)),
         num_tokens=0,
-        num_transitions=2 * policy.num_latents * (policy.num_steps - 1),
+        num_transitions=2 * policy.num_latents * policy.num_replayed(),
         num_questions=2,
         metrics={},
     )
@@ -344,10 +414,11 @@ def bandit_step(reasoner, target, config, optimizer, seed) -> float:
     return rewards.mean().item()
 
 
-def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
+@pytest.mark.parametrize("fields", [{}, {"density": "flow_loss", "noise_level": 0.0}], ids=str)
+def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward(fields):
     shape = ReasonerConfig(num_latents=1, latent_width=2, max_blocks=1)
     reasoner = LatentReasoner.from_backbone(shape, tiny_backbone(), None)
-    config = settings(alpha=1.0, num_latents=64, texts_per_latent=1, num_steps=6)
+    config = settings(alpha=1.0, num_latents=64, texts_per_latent=1, num_steps=6, **fields)
     optimizer = torch.optim.Adam(reasoner.parameters(), lr=2e-3)
     target = torch.tensor([1.0, -1.0])
     history = []
@@ -364,7 +435,7 @@ def test_a_bandit_on_latents_reaches_95_percent_of_the_best_reward():
         ({"num_latents": 1, "texts_per_latent": 1}, "at least 2 texts"),
         ({"num_latents": 1}, "needs alpha 0"),
         ({"alpha": 1.5}, "alpha must be"),
-        ({"noise_level": 0.0}, "needs noise_level > 0"),
+        ({"noise_level": 0.0}, "needs noise_level > 0 .* or density flow_loss"),
         ({"temperature": 0.0}, "needs temperature > 0"),
         ({"alpha": 1.0, "temperature": 0.0}, "needs texts_per_latent 1"),
         ({"alpha": 0.0, "texts_per_latent": 1}, "text_advantage pooled"),
@@ -388,6 +459,9 @@ def test_contradictory_settings_are_refused_with_the_remedy(fields, match):
         {"texts_per_latent": 1, "text_advantage": "pooled"},
         {"sde_window": (3, 5)},
         {"sde_window": (4, 5), "alpha": 0.0},
+        {"noise_level": 0.0, "density": "flow_loss"},
+        {"num_steps": 1, "density": "flow_loss"},
+        {"replay_steps": 9, "density": "flow_loss", "num_iterations": 2},
     ],
     ids=str,
 )
@@ -549,7 +623,7 @@ def weights(folder):
     return LatentReasoner.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.parametrize("policy", [{}, {"num_iterations": 2}], ids=str)
+@pytest.mark.parametrize("policy", [{}, {"num_iterations": 2}, {"num_iterations": 2, "density": "flow_loss"}], ids=str)
 def test_a_resumed_run_equals_the_uninterrupted_one(saved, policy, monkeypatch):
     whole = run_rl(saved, "whole", 6, policy)
     seen = 0

@@ -5,6 +5,8 @@ is the mean reward of its texts; latents compete with the question's other laten
 latent. Both are improved by one clipped surrogate:
 
     L = alpha L_latent + (1 - alpha) L_text
+
+A latent's log-density is the papers', of its denoising transitions, or a bound from its flow-matching loss.
 """
 
 from collections.abc import Sequence
@@ -15,10 +17,12 @@ from typing import Literal
 import torch
 
 from ladi.arrays import Bool, Float, Int, Tensor
-from ladi.draws import Source, child, shared
+from ladi.draws import Source, child, normal, shared, uniform
 from ladi.flow.guidance import Bandwidth, relative_strength
 from ladi.flow.logprob import Reduction, gaussian_kl, gaussian_log_prob
+from ladi.flow.path import mix, velocity_target
 from ladi.flow.solver import noisy_steps, sde_transition
+from ladi.flow.times import EDGE
 from ladi.losses import masked_mean
 from ladi.metrics.diversity import mean_pairwise_distance
 from ladi.models.backbone import compute_again
@@ -53,6 +57,9 @@ from ladi.train.policy import (
 )
 from ladi.train.rewards import RewardConfig, RewardFunction, Rewards
 
+DRAWS = 3
+"""Purpose of random numbers, beside LATENTS and TEXTS."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
@@ -71,7 +78,8 @@ class PolicyConfig:
     rollout_texts: int = 0
     """Texts decoded at a time in a rollout, which bounds the memory of their keys and values; 0 means all."""
     replay_steps: int = 0
-    """Stochastic steps, drawn anew for each rollout, that the latent loss replays; 0 means all."""
+    """Stochastic steps, drawn anew for each rollout, that the latent loss replays; 0 means all. Of the density
+    `flow_loss`, draws of time and noise; 0 means `num_steps`."""
     replay_copies: int = 0
     """Noisy copies (a latent of a question at a denoising step) per velocity pass of a replay, recomputed in the
     backward pass to save memory; 0 means all at once, kept."""
@@ -83,6 +91,10 @@ class PolicyConfig:
     bandwidth: Bandwidth = "median"
     temperature: float = 1.0
     """Of the texts."""
+    density: Literal["transitions", "flow_loss"] = "transitions"
+    """What stands for a latent's log-density. `transitions`: those of its noisy denoising steps (Flow-GRPO,
+    arXiv:2505.05470), as in LaDi-RL. `flow_loss`: minus half the flow-matching loss of its finished blocks (Flow Policy
+    Optimization, arXiv:2507.21053), whatever sampler drew them."""
     alpha: float = 0.9
     """Weight of the latent loss; 1 trains latents only, 0 texts only."""
     text_advantage: Literal["within_latent", "pooled"] = "within_latent"
@@ -109,10 +121,11 @@ class PolicyConfig:
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha}")
         if self.alpha > 0 and self.num_latents < 2:
             raise ValueError("a latent is compared with the question's others: num_latents 1 needs alpha 0")
-        if self.alpha > 0 and (self.noise_level <= 0 or self.num_steps < 2):
+        by_transitions = self.alpha > 0 and self.density == "transitions"
+        if by_transitions and (self.noise_level <= 0 or self.num_steps < 2):
             raise ValueError(
                 f"latents are trained through the sampler's noise: alpha {self.alpha} needs noise_level > 0 and "
-                f"num_steps >= 2, got {self.noise_level} and {self.num_steps}; or set alpha 0"
+                f"num_steps >= 2, got {self.noise_level} and {self.num_steps}; or set alpha 0 or density flow_loss"
             )
         if self.alpha < 1 and self.temperature <= 0:
             raise ValueError("texts are trained by sampling: alpha below 1 needs temperature > 0; or set alpha 1")
@@ -125,7 +138,7 @@ class PolicyConfig:
             raise ValueError("greedy texts of one latent are all alike: temperature 0 needs texts_per_latent 1")
         loop.at_least(1, self, "num_iterations")
         loop.at_least(0, self, "rollout_texts", "replay_steps", "replay_copies", "replay_texts", "beta")
-        if self.alpha > 0:
+        if by_transitions:
             available = sum(level > 0 for level in self.noise_levels())
             if available == 0:
                 raise ValueError(
@@ -151,6 +164,12 @@ class PolicyConfig:
         """The noise level of each step; 0 where a step has no density."""
         return noisy_steps(self.sampler().times(), self.noise_level, self.sde_window)
 
+    def num_replayed(self) -> int:
+        """Velocities of a block that the latent loss takes: of its noisy steps, or of noisy forms drawn anew."""
+        if self.density == "flow_loss":
+            return self.replay_steps or self.num_steps
+        return self.replay_steps or sum(level > 0 for level in self.noise_levels())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -172,6 +191,29 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Times and noise of the noisy forms in which the present weights are asked for a finished block."""
+
+    times: Float[Tensor, "P R K S"]
+    noise: Float[Tensor, "P R K S N D"]
+
+    @classmethod
+    def of(cls, paths: LatentPaths, count: int, source: Source) -> "Draws":
+        """`count` for each block: one uniform time in each of as many equal parts of (0, 1), and noise."""
+        lead, size = (*paths.latents.shape[:2], count), paths.latents.shape[3:]
+        times, noise = [], []
+        for _ in range(paths.latents.shape[2]):  # block by block, so that further ones change none before
+            times.append((torch.arange(count) + uniform(lead, source)) / count)
+            noise.append(normal((*lead, *size), source))
+        device = paths.latents.device
+        return cls(torch.stack(times, 2).clamp(EDGE, 1 - EDGE).to(device), torch.stack(noise, 2).to(device))
+
+    def rows(self, rows: Tensor) -> "Draws":
+        """Those of some questions."""
+        return Draws(self.times[rows], self.noise[rows])
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Trajectories and texts of P questions, judged, with what the update needs of the sampling policy."""
 
@@ -181,11 +223,13 @@ class Rollout:
     latent_advantages: Float[Tensor, "P R"]
     text_advantages: Float[Tensor, "P R M"]
     steps: Int[Tensor, " S"]
-    """Which denoising steps are replayed."""
+    """Which denoising steps are replayed, or which `draws`."""
+    draws: Draws | None
+    """Of the density `flow_loss`."""
     num_tokens: int
     """Text tokens of the whole rollout that count."""
     num_transitions: int
-    """Replayed transitions of the whole rollout."""
+    """Replayed transitions, or draws, of the whole rollout."""
     num_questions: int
     """Questions of the whole rollout."""
     metrics: dict[str, Tensor]
@@ -198,6 +242,7 @@ class Rollout:
             texts=self.texts.rows(rows),
             latent_advantages=self.latent_advantages[rows],
             text_advantages=self.text_advantages[rows],
+            draws=None if self.draws is None else self.draws.rows(rows),
             **{name: getattr(self, name) for name in ("steps", *COUNTS)},
         )
 
@@ -239,9 +284,12 @@ def sample_rollout(
         )
         shape = (policy.num_latents, policy.texts_per_latent)
         texts = score(reasoner.backbone, rewards, problems, sampled, shape, whole=False)
-    noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
-    if policy.replay_steps:
-        noisy = noisy[torch.randperm(len(noisy), generator=shared(source))[: policy.replay_steps]].sort().values
+    draws, steps = None, torch.arange(policy.num_replayed())
+    if policy.density == "flow_loss":
+        draws = Draws.of(paths, len(steps), child(source, DRAWS))
+    else:
+        noisy = torch.tensor([k for k, level in enumerate(policy.noise_levels()) if level > 0], dtype=torch.long)
+        steps = noisy[torch.randperm(len(noisy), generator=shared(source))[: len(steps)]].sort().values
     counted = texts.counted(policy.mask_truncated_completions)
     utilities = texts.rewards.mean(2)
     kind, scale, clamp = policy.text_advantage, policy.scale_rewards, policy.advantage_clamp
@@ -251,9 +299,10 @@ def sample_rollout(
         texts=texts,
         latent_advantages=group_advantages(utilities, scale, clamp, total),
         text_advantages=text_advantages(texts.rewards, kind, scale, clamp, total),
-        steps=noisy,
+        steps=steps,
+        draws=draws,
         num_tokens=int(total(counted.sum())),
-        num_transitions=int(total(paths.num_blocks.sum())) * len(noisy),
+        num_transitions=int(total(paths.num_blocks.sum())) * len(steps),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
         metrics={
             **reward_statistics(texts.rewards),
@@ -290,7 +339,7 @@ def latent_statistics(paths: LatentPaths) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Transitions:
-    """Replayed steps of one block: log-densities of what was sampled, and means."""
+    """Replayed steps of one block, or draws: log-densities of what was sampled, and means."""
 
     log_probs: Float[Tensor, "P R S"]
     means: Float[Tensor, "P R S N D"]
@@ -316,6 +365,22 @@ def replay_block(
     if paths.pushes is not None:
         mean = mean + paths.pushes[:, :, block, steps]
     return Transitions(gaussian_log_prob(x_next, mean, std, policy.log_prob_reduction), mean, std[..., 0, 0])
+
+
+def replay_draws(
+    reasoner: LatentReasoner, context: Context, rollout: Rollout, block: int, policy: PolicyConfig
+) -> Transitions:
+    """Minus half the flow-matching loss of one block at its draws, which is, up to a constant, the log-density of the
+    loss's target under a Gaussian of unit variance around the velocity.
+    """
+    assert rollout.draws is not None
+    t, noise = rollout.draws.times[:, :, block], rollout.draws.noise[:, :, block]
+    x0 = rollout.paths.latents[:, :, block, None].expand_as(noise)
+    rows = len(context.position)
+    x_t = mix(x0, noise, t).reshape(rows, -1, *noise.shape[-2:])
+    v = packed_velocity(reasoner, context, x_t, t.reshape(rows, -1), policy.replay_copies).view_as(noise)
+    log_probs = gaussian_log_prob(velocity_target(x0, noise), v, 1.0, policy.log_prob_reduction)
+    return Transitions(log_probs, v, torch.ones_like(t))
 
 
 def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: Tensor, copies: int) -> Tensor:
@@ -359,7 +424,11 @@ def replay(
     blocks = []
     for block in range(num_blocks):
         if wants_latents:
-            blocks.append(replay_block(reasoner, reasoner.context(prefix), paths, block, rollout.steps, policy))
+            context = reasoner.context(prefix)
+            if rollout.draws is None:
+                blocks.append(replay_block(reasoner, context, paths, block, rollout.steps, policy))
+            else:
+                blocks.append(replay_draws(reasoner, context, rollout, block, policy))
         if block + 1 == num_blocks and not wants_texts:
             break
         if block == 0:
@@ -433,7 +502,7 @@ def loss(
 
 
 def latent_term(rollout: Rollout, now: Replay, then: Replay | None, old: OldLogProbs, config: Config, size: Normaliser):
-    """Surrogate of the trajectories: elements are the replayed transitions of all real blocks."""
+    """Surrogate of the trajectories: elements are the replayed transitions, or draws, of all real blocks."""
     policy, paths = config.policy, rollout.paths
     dims = paths.latents[0, 0, 0].numel() if policy.log_prob_reduction == "mean" else 1
     new = torch.cat([block.log_probs for block in now.blocks], dim=2)
