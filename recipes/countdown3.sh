@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Countdown-3 from nothing to measured numbers, a block per step: the table of contents of the project, and what made the bundled
-# models of cd3_tiny. Those of cd3_one_block: recipes/rl_copies_twice_countdown3.sh.
+# models of cd3_tiny. Those of cd3_one_block: recipes/rl_density_countdown3.sh.
 # Two hours on two cores. Every command resumes if it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."

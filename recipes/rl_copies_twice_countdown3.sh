@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two optimizer steps from each batch of texts, from the stage 1 of one block and sixteen copies that recipes/draws_countdown3.sh
 # trains: 100 batches of 24 puzzles x 32 texts of LaDi-RL, beside token GRPO from the bundled AR SFT, three seeds of puzzles,
-# rollouts and evaluation. The models of seed 0 are bundled as cd3_one_block. Forty minutes on two cores; every command resumes.
+# rollouts and evaluation. Forty minutes on two cores; every command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 R=runs/cd3_whole
@@ -18,5 +18,3 @@ for s in 0 1 2; do
     --json $OUT/eval/1_grpo_$s.json
 done
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_copies_twice --over-seeds --against "AR SFT + token GRPO"
-
-python recipes/bundle.py cd3_one_block vae=$R/vae stage1=$R/reasoner_16 rl=$R/twice_rl_0 grpo=$R/twice_grpo_0

@@ -33,7 +33,7 @@ STAGES = {"sft": sft, "vae": vae, "reasoner": reasoner, "rollout": rollout}
 AR, LADIR, STAGE_2 = "AR SFT", "LaDiR", "LaDiR with stage 2"
 GRPO, LADI_RL = "AR SFT + token GRPO", "LaDiR + LaDi-RL"
 BUNDLED = {
-    "cd3_one_block": {AR: "cd3_tiny/ar", LADIR: "cd3_one_block/stage1"},
+    "cd3_one_block": {AR: "cd3_one_block/ar", LADIR: "cd3_one_block/stage1"},
     "cd3_tiny": {AR: "cd3_tiny/ar", LADIR: "cd3_tiny/stage1", STAGE_2: "cd3_tiny/stage2"},
 }
 """The supervised models of a preset that came with ladi, in `ASSETS`."""

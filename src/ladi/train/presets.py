@@ -27,7 +27,11 @@ from ladi.train.presets_large import (
     ladir_math_llama8b,
 )
 from ladi.train.reasoner import LossConfig
+from ladi.train.rl import PolicyConfig
 from ladi.train.rollout import RolloutConfig
+
+BY_FLOW_LOSS = PolicyConfig(density="flow_loss", noise_level=0.0, replay_steps=5)
+"""LaDi-RL with the flow-matching loss of latents for their log-density; they are drawn without noise."""
 
 
 def cd3_sizes(seed: int) -> Sizes:
@@ -58,13 +62,15 @@ def cd3_tiny(root: Path = Path("runs/cd3_tiny"), seed: int = 0) -> Pipeline:
 
 
 def cd3_one_block(root: Path = Path("runs/cd3_one_block"), seed: int = 0) -> Pipeline:
-    """`cd3_tiny` with the chain of thought as one block, a VAE whose decoder starts without the context, and sixteen
-    noisy copies a context. The bundled models of this name were trained before their VAE's decoder could do so.
+    """`cd3_tiny` with the chain of thought as one block, a VAE whose decoder starts without the context, sixteen noisy
+    copies a context, and LaDi-RL by the flow-matching loss.
     """
     sizes = cd3_sizes(seed)
     whole = replace(sizes.vae, block="whole", max_block_tokens=32)
     loss = replace(sizes.loss, noise_draws=16)
-    sizes = replace(sizes, vae=whole, context_warmup_steps=600, max_blocks=1, loss=loss)
+    sizes = replace(
+        sizes, vae=whole, context_warmup_steps=600, max_blocks=1, loss=loss, policy=BY_FLOW_LOSS, rl_lr=1e-4
+    )
     return pipeline(sizes, root, seed)
 
 
