@@ -32,6 +32,12 @@ ladi train rl $MORE --policy.num-latents 16 --policy.texts-per-latent 2 --policy
 $EVAL $latent --model-dir $R/rl_more/final --label "LaDiR + LaDi-RL, 200 batches" --json $OUT/eval/7_rl_more.json
 ladi train grpo $MORE --policy.num-generations 32 --model-dir $R/grpo/final --out-dir $R/grpo_more
 $EVAL $token --model-dir $R/grpo_more/final --label "AR SFT + token GRPO, 200 batches" --json $OUT/eval/6_grpo_more.json
+# The first hundred batches with the flow-matching loss for a density.
+ladi train rl $TWICE --policy.density flow_loss --policy.noise-level 0 --policy.num-latents 16 --policy.texts-per-latent 2 \
+  --policy.replay-steps 5 --out-dir $R/flow
+FLOW=runs/results/cd4_density/eval/4_flow.json
+$EVAL $latent --model-dir $R/flow/final --label "LaDiR + LaDi-RL, flow loss" --json $FLOW
+cp $FLOW $OUT/eval/8_flow.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd4_whole --against "AR SFT + token GRPO"
 
 # Where each model fails: at a step, at what is left to reach, or at finishing.
