@@ -53,6 +53,11 @@ ladi train grpo $ONE $OTHERS --model-dir $R/twice_grpo/final --policy.num-genera
 $EVAL --seed 1 $token --model-dir $R/twice_grpo_more/final --label "token GRPO, 200 batches" --json $OUT/eval/1_grpo_more.json
 ladi train rl $ONE $SAME $SIZE --policy.noise-level 0.7 --model-dir $R/from_scratch/reasoner/final --out-dir $R/flow_sde
 $EVAL --seed 1 $latent --model-dir $R/flow_sde/final --label "LaDi-RL, flow loss, 1e-4, drawn by the SDE" --json $OUT/eval/3_sde.json
+# A block per step, from the models of cd3_tiny.
+ladi train rl --preset cd3_tiny --policy.num-iterations 2 --loop.steps 200 $SIZE --policy.noise-level 0 \
+  --model-dir assets/cd3_tiny/stage1 --out-dir runs/cd3_tiny_flow
+ladi eval --preset cd3_tiny --num-questions 500 --num-samples 128 --ks 1 4 16 64 128 $latent --model-dir runs/cd3_tiny_flow/final \
+  --label "LaDi-RL, flow loss, 1e-4, a block per step" --json $OUT/eval/5_steps.json
 ladi report $OUT --out $OUT/table.html --markdown docs/results.md#cd3_density_more
 
 F=$R/from_scratch
