@@ -166,9 +166,8 @@ class PolicyConfig:
 
     def num_replayed(self) -> int:
         """Velocities of a block that the latent loss takes: of its noisy steps, or of noisy forms drawn anew."""
-        if self.density == "flow_loss":
-            return self.replay_steps or self.num_steps
-        return self.replay_steps or sum(level > 0 for level in self.noise_levels())
+        most = self.num_steps if self.density == "flow_loss" else sum(level > 0 for level in self.noise_levels())
+        return self.replay_steps or most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,15 +352,8 @@ def replay_block(
     x_t, x_next = paths.states[:, :, block, steps], paths.states[:, :, block, steps + 1]
     lead = x_t.shape[:3]
     t, t_next = (paths.times[k].to(x_t.device).expand(lead) for k in (steps, steps + 1))
-    rows = len(context.position)
-    v = packed_velocity(
-        reasoner,
-        context,
-        x_t.reshape(rows, -1, *x_t.shape[-2:]),
-        t.reshape(rows, -1),
-        policy.replay_copies,
-    )
-    mean, std = sde_transition(x_t, v.view_as(x_t), t, t_next, policy.noise_level)
+    v = packed_velocity(reasoner, context, x_t, t, policy.replay_copies)
+    mean, std = sde_transition(x_t, v, t, t_next, policy.noise_level)
     if paths.pushes is not None:
         mean = mean + paths.pushes[:, :, block, steps]
     return Transitions(gaussian_log_prob(x_next, mean, std, policy.log_prob_reduction), mean, std[..., 0, 0])
@@ -376,28 +368,36 @@ def replay_draws(
     assert rollout.draws is not None
     t, noise = rollout.draws.times[:, :, block], rollout.draws.noise[:, :, block]
     x0 = rollout.paths.latents[:, :, block, None].expand_as(noise)
-    rows = len(context.position)
-    x_t = mix(x0, noise, t).reshape(rows, -1, *noise.shape[-2:])
-    v = packed_velocity(reasoner, context, x_t, t.reshape(rows, -1), policy.replay_copies).view_as(noise)
+    v = packed_velocity(reasoner, context, mix(x0, noise, t), t, policy.replay_copies)
     log_probs = gaussian_log_prob(velocity_target(x0, noise), v, 1.0, policy.log_prob_reduction)
     return Transitions(log_probs, v, torch.ones_like(t))
 
 
-def packed_velocity(reasoner: LatentReasoner, context: Context, x_t: Tensor, t: Tensor, copies: int) -> Tensor:
-    """Velocities in passes of at most `copies` copies in all rows, recomputed in backward; 0 means one pass, kept."""
-    num_rows, copies_of_row = x_t.shape[:2]
+def packed_velocity(
+    reasoner: LatentReasoner,
+    context: Context,
+    x_t: Float[Tensor, "P R S N D"],
+    t: Float[Tensor, "P R S"],
+    copies: int,
+) -> Float[Tensor, "P R S N D"]:
+    """Velocities of all R * S states of a question, whose trajectories share its context or have one each, in passes of
+    at most `copies` copies in all rows, recomputed in backward; 0 means one pass, kept.
+    """
+    num_rows = len(context.position)
+    x, times = x_t.reshape(num_rows, -1, *x_t.shape[-2:]), t.reshape(num_rows, -1)
+    copies_of_row = x.shape[1]
     if not copies or num_rows * copies_of_row <= copies:
-        return reasoner.velocity(context, x_t, t)
+        return reasoner.velocity(context, x, times).view_as(x_t)
 
     def of_rows(rows: slice) -> Tensor:
         def one(x, t):
             return reasoner.velocity(context.rows(rows), x, t)
 
-        pieces = zip(x_t[rows].split(copies, 1), t[rows].split(copies, 1), strict=True)
-        return torch.cat([compute_again(one, x, s) for x, s in pieces], dim=1)
+        pieces = zip(x[rows].split(copies, 1), times[rows].split(copies, 1), strict=True)
+        return torch.cat([compute_again(one, *piece) for piece in pieces], dim=1)
 
     step = max(1, copies // copies_of_row)
-    return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)])
+    return torch.cat([of_rows(slice(row, row + step)) for row in range(0, num_rows, step)]).view_as(x_t)
 
 
 @dataclass(frozen=True)
