@@ -5,7 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 RESULTS=runs/results
 OUT=${OUT:-$RESULTS/cd3_main}
-rm -rf $OUT/eval
 mkdir -p $OUT/eval
 cp $RESULTS/cd3_own_seed/eval/1_ar.json $OUT/eval/0_ar.json
 cp $RESULTS/cd3_own_seed/eval/3_ladir.json $OUT/eval/1_ladir.json
