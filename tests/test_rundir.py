@@ -76,6 +76,17 @@ def test_a_run_goes_on_with_another_validation_and_one_begun_without_with_any(tm
     assert json.loads(path.read_text())["validation"]["every"] == 0
 
 
+def test_a_setting_that_came_after_a_run_has_its_default_there(tmp_path):
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    (tmp_path / "final").mkdir()
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["steps"], older["loop"], older["inner"]["names"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    rundir.open_run(tmp_path, Config(out_dir=tmp_path))
+    with pytest.raises(ValueError, match=r"inner\.names \(\['a'\] before, \['b'\] now\); steps \(1 before, 2 now"):
+        rundir.open_run(tmp_path, Config(out_dir=tmp_path, inner=Inner(names=("b",)), steps=2))
+
+
 def leaves(value: Any, name: str = "") -> set[str]:
     """Names of all fields below nested dicts."""
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 
 def to_json(value: Any) -> Any:
     """Plain JSON values from config fields: paths become text, tuples lists, dataclasses dicts."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(asdict(value))
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -137,9 +139,27 @@ def is_first_process() -> bool:
 
 def settings_of(config: Any) -> Any:
     """What `config.json` holds of a stage's settings."""
-    wanted = to_json(asdict(config))
+    wanted = to_json(config)
     wanted.pop("out_dir", None)
     return wanted
+
+
+def completed(stored: Any, config: Any) -> Any:
+    """The stored settings of a run, with the default of each setting that did not exist yet.
+
+    A new setting's default is what was done before there was one, whatever presets set it to.
+    """
+    if not (isinstance(stored, dict) and is_dataclass(config)):
+        return stored
+    known = dict(stored)
+    for f in fields(config):
+        if f.name in known:
+            known[f.name] = completed(known[f.name], getattr(config, f.name))
+        elif f.default is not MISSING:
+            known[f.name] = to_json(f.default)
+        elif f.default_factory is not MISSING:
+            known[f.name] = to_json(f.default_factory())
+    return known
 
 
 def is_finished(out_dir: Path) -> bool:
@@ -170,7 +190,7 @@ def check_settings(out_dir: Path, config: Any, inputs: Mapping[str, str]) -> Non
             f"{out_dir} holds a run that began from something else: what {' and '.join(stale)} names has changed "
             "since. Choose another out_dir, or delete the folder to start over"
         )
-    changed = differences(json.loads(path.read_text()), settings_of(config))
+    changed = differences(completed(json.loads(path.read_text()), config), settings_of(config))
     fixed = [f"{name} ({values})" for name, values in changed.items() if not is_free(name)]
     if fixed:
         raise ValueError(
