@@ -20,7 +20,7 @@ from ladi.report import (
 )
 from ladi.report.data import read_evaluation, read_metrics, read_reconstruction, read_run
 from ladi.report.differences import differences
-from ladi.report.groups import main_evaluations, sweeps
+from ladi.report.groups import main_evaluations, sweeps, widened
 
 
 def estimate(value, width=0.02):
@@ -204,7 +204,7 @@ def test_text_from_files_is_escaped_everywhere(page):
 
 def test_plots_are_valid_xml_in_the_colours_of_the_page(page):
     svgs = re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL)
-    assert len(svgs) == 11  # pass@k, distinct, three sweeps, latents, four losses, PCA
+    assert len(svgs) == 12  # pass@k, distinct, three sweeps, coverage, latents, four losses, PCA
     for svg in svgs:
         ET.fromstring(svg.replace("xlink:", ""))
         assert "#0f00" not in svg
@@ -450,6 +450,26 @@ def test_the_figure_is_an_svg_of_its_own_with_every_label(tmp_path):
     mixed = write_run(tmp_path / "mixed", [evaluation(), evaluation(split="test_unseen")])
     with pytest.raises(ValueError, match="countdown4, test; countdown4, test_unseen"):
         write_figure([mixed], tmp_path / "none.svg")
+
+
+def test_coverage_shows_sweeps_of_noise_and_temperature_beside_single_models(tmp_path):
+    noisy = [evaluation("latent", s, initial_noise=x) for x, s in ((2.0, 0.4), (1.0, 0.5))]
+    token = [evaluation("token", s, num_steps=0, temperature=x) for x, s in ((1.0, 0.6), (1.7, 0.25))]
+    run_dir = write_run(tmp_path / "run", [*noisy, *token, evaluation("base", 0.75)])
+    groups = widened(read_run(run_dir, "run").evaluations)
+    found = [(name, [(e.label, e.pass_at[1].value) for e in group]) for name, group in groups]
+    assert found == [
+        ("initial_noise", [("latent", 0.5), ("latent", 0.4)]),
+        ("temperature", [("token", 0.6), ("token", 0.25)]),
+        ("", [("base", 0.75)]),
+    ]
+    root = ET.parse(write_figure([run_dir], tmp_path / "wide.svg", "coverage")).getroot()
+    texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"latent", "token", "base", "1.7", "pass@100 (%)"} <= set(texts)
+    single = write_run(tmp_path / "single", [evaluation()])
+    assert widened(read_run(single, "single").evaluations) == []
+    with pytest.raises(ValueError, match="no evaluation of one label at several initial noises or temperatures"):
+        write_figure([single], tmp_path / "none.svg", "coverage")
 
 
 def test_seeds_share_a_row_with_their_mean_and_range(tmp_path):

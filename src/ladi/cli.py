@@ -26,6 +26,7 @@ from ladi.models.generation import SampleConfig
 from ladi.models.reasoner import LatentReasoner
 from ladi.progress import eval_progress, eval_table, frames_table, texts_table
 from ladi.report import (
+    Shown,
     build_report,
     differences_table,
     numbers_table,
@@ -209,7 +210,10 @@ class ReportArgs:
     against: str | None = None
     """Label of a model: print how the others differ from it on the same questions, and put that below the table too."""
     figure: Path | None = None
-    """Also write the pass@k plot alone, as an SVG file."""
+    """Also write one plot alone, as an SVG file."""
+    figure_shows: Shown = "pass_at_k"
+    """`coverage` is pass@k of the largest k against pass@1, of models that were evaluated at several initial noises or
+    temperatures."""
 
 
 def run_report(args: list[str]) -> None:
@@ -219,7 +223,7 @@ def run_report(args: list[str]) -> None:
         raise ValueError("ladi report needs at least one run's folder")
     say(f"wrote {build_report(chosen.runs, chosen.out, chosen.title)}")
     if chosen.figure:
-        say(f"wrote {write_figure(chosen.runs, chosen.figure)}")
+        say(f"wrote {write_figure(chosen.runs, chosen.figure, chosen.figure_shows)}")
     differences = differences_table(chosen.runs, chosen.against) if chosen.against else ""
     if differences:
         say(differences)

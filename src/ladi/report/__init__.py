@@ -4,10 +4,11 @@ data.py reads and checks what a run left behind, plots.py draws it, page.py writ
 tables.py the Markdown.
 """
 
-from ladi.report.page import build_report, write_figure
+from ladi.report.page import Shown, build_report, write_figure
 from ladi.report.tables import differences_table, numbers_table, results_table, seeds_table, update_markdown
 
 __all__ = [
+    "Shown",
     "build_report",
     "differences_table",
     "numbers_table",

@@ -88,3 +88,17 @@ def sweeps(evaluations: Sequence[Evaluation], setting: str) -> list[list[Evaluat
         if value not in points or e.num_samples > points[value].num_samples:
             points[value] = e
     return [[points[x] for x in sorted(points)] for points in groups.values() if len(points) > 1]
+
+
+WIDENING = ("initial_noise", "temperature")
+"""The settings that make a model's samples more diverse: a latent reasoner's and a token model's."""
+
+
+def widened(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """Sweeps over a setting of `WIDENING`, with its name, and for comparison the other models' single evaluations, with
+    no name; nothing where there is no sweep.
+    """
+    found = [(name, group) for name in WIDENING for group in sweeps(evaluations, name)]
+    swept = {(e.label, e.task, e.split) for _, group in found for e in group}
+    others = [e for e in main_evaluations(evaluations) if (e.label, e.task, e.split) not in swept]
+    return [*found, *(("", [e]) for e in others)] if found else []

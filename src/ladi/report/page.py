@@ -3,14 +3,17 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ladi.report import plots, sections
 from ladi.report.data import read_runs
-from ladi.report.groups import by_task, curves
+from ladi.report.groups import by_task, curves, widened
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 COLORS = STYLE[: STYLE.index("* {")]
 """The variables of the style sheet alone, for light and dark."""
+
+Shown = Literal["pass_at_k", "coverage"]
 
 
 def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi report") -> Path:
@@ -52,21 +55,26 @@ def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi re
     return out_path
 
 
-def write_figure(run_dirs: Sequence[Path], path: Path) -> Path:
-    """Write the runs' pass@k plot alone, as an SVG file with its own colours and legend, and return its path.
+def write_figure(run_dirs: Sequence[Path], path: Path, shows: Shown = "pass_at_k") -> Path:
+    """Write one plot of the runs alone, as an SVG file with its own colours and legend, and return its path: pass@k, or
+    the coverage of models that sample ever wider.
 
     Raises:
-        ValueError: if no run has evaluations at several k, or the runs have several tasks or splits.
+        ValueError: if no run has what is to be shown, or the runs have several tasks or splits.
     """
-    evaluations = curves([evaluation for run in read_runs(run_dirs) for evaluation in run.evaluations])
-    if not evaluations:
-        raise ValueError(
-            f"no evaluation at several k in {', '.join(map(str, run_dirs))}; `ladi eval --json` writes them"
-        )
-    if len(tasks := by_task(evaluations)) > 1:
+    evaluations = [evaluation for run in read_runs(run_dirs) for evaluation in run.evaluations]
+    groups = widened(evaluations) if shows == "coverage" else []
+    shown = [group[0] for _, group in groups] if shows == "coverage" else curves(evaluations)
+    if not shown:
+        wanted = "of one label at several initial noises or temperatures" if shows == "coverage" else "at several k"
+        raise ValueError(f"no evaluation {wanted} in {', '.join(map(str, run_dirs))}; `ladi eval --json` writes them")
+    if len(tasks := by_task(shown)) > 1:
         raise ValueError(f"one figure holds one task and split, these runs have {'; '.join(tasks)}; name fewer runs")
-    index_of = {evaluation.label: index for index, evaluation in enumerate(evaluations)}
-    svg = plots.pass_at_k(evaluations, index_of, "figure", has_legend=True)
+    index_of = {label: index for index, label in enumerate(dict.fromkeys(e.label for e in shown))}
+    if shows == "coverage":
+        svg = plots.coverage(groups, index_of, "figure", has_legend=True)
+    else:
+        svg = plots.pass_at_k(shown, index_of, "figure", has_legend=True)
     head, _, body = svg.partition(">")
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     path.parent.mkdir(parents=True, exist_ok=True)

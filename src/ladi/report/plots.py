@@ -175,6 +175,38 @@ def sweep(
         return to_svg(figure, plot_id, f"accuracy against {xlabel}")
 
 
+def coverage(
+    groups: Sequence[tuple[str, Sequence[Evaluation]]],
+    index_of: dict[str, int],
+    plot_id: str,
+    has_legend: bool = False,
+) -> str:
+    """pass@k of the largest common k against pass@1, one line per model through the values, written beside the points,
+    of the setting that makes it sample wider.
+    """
+    k = max(set.intersection(*({*e.pass_at} for _, group in groups for e in group)), default=1)
+    with mpl.rc_context(RC):
+        figure, axes = new_axes()
+        for name, group in groups:
+            index = index_of[group[0].label]
+            members = [e for e in group if {1, k} <= {*e.pass_at}]
+            x, y = ([100 * e.pass_at[at].value for e in members] for at in (1, k))
+            style = {"color": color_of(index), "marker": "o", "markersize": 4.5, "label": group[0].label}
+            axes.plot(x, y, linestyle_of(index), **style)
+            for e, at_one, at_k in zip(members, x, y, strict=True):
+                one, many = e.pass_at[1], e.pass_at[k]
+                thin = {"color": color_of(index), "linewidth": 0.8, "alpha": 0.5}
+                axes.plot([100 * one.low, 100 * one.high], [at_k, at_k], **thin)
+                axes.plot([at_one, at_one], [100 * many.low, 100 * many.high], **thin)
+                if name:
+                    text, place = f"{getattr(e, name):g}", (at_one, at_k)
+                    axes.annotate(text, place, (5, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="pass@1 (%)", ylabel=f"pass@{k} (%)")
+        if has_legend:
+            axes.legend(loc="lower left", frameon=False)
+        return to_svg(figure, plot_id, f"pass@{k} against pass@1, sampled ever wider")
+
+
 def latent_use(evaluations: Sequence[Evaluation], index_of: dict[str, int], plot_id: str) -> str:
     """pass@1 when the latents are replaced, bars grouped by what replaces them."""
     used = [(evaluation.label, evaluation.latent_use) for evaluation in evaluations if evaluation.latent_use]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ladi.report import plots
 from ladi.report.data import SETTINGS, Evaluation, Question, Run
-from ladi.report.groups import by_task, curves, main_evaluations, sweeps
+from ladi.report.groups import by_task, curves, main_evaluations, sweeps, widened
 from ladi.report.markup import Section, chip, code, figure, interval, legend, table
 from ladi.report.tables import duration, plain
 
@@ -90,6 +90,7 @@ def sweep_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -
         "guidance": "guidance strength",
         "guidance_scale": "classifier-free guidance scale",
         "initial_noise": "scale of the initial noise",
+        "temperature": "temperature of the text",
     }
     figures, shown = [], []
     for name, xlabel in axes.items():
@@ -99,11 +100,18 @@ def sweep_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -
                 svg = plots.sweep(groups, name, xlabel, index_of, f"{name}{number}")
                 figures.append(figure(svg, f"{html.escape(xlabel.capitalize())}: {html.escape(task)}"))
                 shown += [evaluation for group in groups for evaluation in group]
+    for number, (task, members) in enumerate(by_task(evaluations).items()):
+        if groups := widened(members):
+            drawn = plots.coverage(groups, index_of, f"coverage{number}")
+            figures.append(figure(drawn, f"Ever wider sampling: {html.escape(task)}"))
+            shown += [evaluation for _, group in groups for evaluation in group]
     if not figures:
         return None
     lead = (
         "Each line changes one sampler setting and nothing else: look for where more denoising steps stop "
-        "helping, and for what guidance or noise costs at one try (solid) and buys over many (dashed)."
+        "helping, and for what guidance, noise or temperature costs at one try (solid) and buys over many (dashed). "
+        "The last plot sets the two against each other; numbers at the points are the noise or the temperature, and of "
+        "two models the one whose line lies further up and to the right has the better choice of both."
     )
     body = f"{legend(shown, index_of)}<div class='plots'>{''.join(figures)}</div>"
     return Section("sweeps", "Sampler settings", lead, body)
