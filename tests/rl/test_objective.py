@@ -1,6 +1,5 @@
 """The surrogate against TRL's GRPO loss, closed forms and finite differences; advantages against their definitions."""
 
-import itertools
 import math
 import os
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ import torch
 from ladi.rl.objective import (
     Normaliser,
     SurrogateConfig,
-    best_of_k,
     group_advantages,
     reward_statistics,
     surrogate,
@@ -250,14 +248,3 @@ def test_the_token_kl_estimate_is_unbiased_and_not_negative():
 def test_a_clip_range_outside_its_bounds_is_refused(fields):
     with pytest.raises(ValueError, match="epsilon"):
         SurrogateConfig(**fields)
-
-
-@pytest.mark.parametrize("k", [2, 3, 5, 7])
-def test_the_best_of_k_against_all_sets_of_others(k):
-    rewards = torch.randint(0, 3, (5, 7), generator=torch.Generator().manual_seed(k)) / 2
-    added = best_of_k(rewards, k)
-    for group, found in zip(rewards.tolist(), added.tolist(), strict=True):
-        for i, reward in enumerate(group):
-            others = [*group[:i], *group[i + 1 :]]
-            best = [max(chosen) for chosen in itertools.combinations(others, k - 1)]
-            assert found[i] == pytest.approx(sum(max(b, reward) - b for b in best) / len(best), abs=1e-6)

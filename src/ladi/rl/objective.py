@@ -95,29 +95,6 @@ def group_advantages(
     return torch.where(spread, centred, 0.0).clamp(-clamp, clamp)
 
 
-def best_of_k(rewards: Float[Tensor, "P G"], k: int) -> Float[Tensor, "P G"]:
-    """What each member adds to the best of k, mean over the k - 1 others it may stand with; for k = 1 the rewards.
-
-    max(g_i, best of J) - (best of J), the mean over all sets J of k - 1 other members of the group: the sum of these
-    times grad log_prob, times k / G, is an unbiased estimate of the gradient of E[max of k rewards], of pass@k where
-    rewards are 0 or 1 (arXiv:2505.15201, the leave-one-out form).
-
-    Raises:
-        ValueError: if k is below 1 or above the group's size.
-    """
-    size = rewards.shape[1]
-    if not 1 <= k <= size:
-        raise ValueError(f"best_of_k is {k}; it must be at least 1 and at most the group's size, {size}")
-    if k == 1:
-        return rewards
-    ranked, order = rewards.double().sort(1)
-    # Of the sets J without a better member, comb(m, k - 2) have the one of rank m for their best.
-    share = [math.comb(m, k - 2) / math.comb(size - 1, k - 1) for m in range(size)]
-    ahead = (ranked[:, :, None] - ranked[:, None, :]).clamp(min=0)
-    added = ahead @ torch.tensor(share, dtype=ranked.dtype, device=ranked.device)
-    return torch.empty_like(ranked).scatter_(1, order, added).to(rewards.dtype)
-
-
 def text_advantages(
     rewards: Float[Tensor, "P R M"],
     kind: Literal["within_latent", "pooled"],

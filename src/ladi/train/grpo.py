@@ -16,7 +16,6 @@ from ladi.rl.objective import (
     SurrogateConfig,
     Total,
     alone,
-    best_of_k,
     group_advantages,
     reward_statistics,
 )
@@ -46,8 +45,6 @@ class PolicyConfig:
     """Texts of a question."""
     temperature: float = 1.0
     max_completion_length: int = 64
-    best_of_k: int = 1
-    """Rewards are what a text adds to the best of k. With `scale_rewards: group` k has no effect on rewards of 0 and 1."""
     scale_rewards: RewardScale = "group"
     advantage_clamp: float = 5.0
     beta: float = 0.0
@@ -135,9 +132,7 @@ def sample_rollout(
     return Rollout(
         questions=questions,
         texts=texts,
-        advantages=group_advantages(
-            best_of_k(texts.rewards.flatten(1), policy.best_of_k), policy.scale_rewards, policy.advantage_clamp, total
-        ),
+        advantages=group_advantages(texts.rewards.flatten(1), policy.scale_rewards, policy.advantage_clamp, total),
         num_tokens=int(total(counted.sum())),
         num_questions=int(total(torch.tensor(len(problems), device=counted.device))),
         metrics={**reward_statistics(texts.rewards), **text_statistics(texts), **text_entropy(sampled, total)},

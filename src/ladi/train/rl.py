@@ -35,7 +35,6 @@ from ladi.rl.objective import (
     SurrogateConfig,
     Total,
     alone,
-    best_of_k,
     group_advantages,
     reward_statistics,
     surrogate,
@@ -100,9 +99,6 @@ class PolicyConfig:
     """Weight of the latent loss; 1 trains latents only, 0 texts only."""
     text_advantage: Literal["within_latent", "pooled"] = "within_latent"
     """Compare a text with those of its own latent, or with all of the question's."""
-    best_of_k: int = 1
-    """Rewards are what a latent adds to the best of k.
-    With `scale_rewards: group` k has no effect on rewards of 0 and 1."""
     scale_rewards: RewardScale = "group"
     advantage_clamp: float = 5.0
     beta: float = 0.0
@@ -300,7 +296,7 @@ def sample_rollout(
         questions=questions,
         paths=paths,
         texts=texts,
-        latent_advantages=group_advantages(best_of_k(utilities, policy.best_of_k), scale, clamp, total),
+        latent_advantages=group_advantages(utilities, scale, clamp, total),
         text_advantages=text_advantages(texts.rewards, kind, scale, clamp, total),
         steps=steps,
         draws=draws,
