@@ -466,6 +466,10 @@ def test_coverage_shows_sweeps_of_noise_and_temperature_beside_single_models(tmp
     root = ET.parse(write_figure([run_dir], tmp_path / "wide.svg", "coverage")).getroot()
     texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"latent", "token", "base", "1.7", "pass@100 (%)"} <= set(texts)
+    one = {"pass@k": {"1": estimate(0.5)}, "num_samples": 1}
+    greedy = write_run(tmp_path / "greedy", [evaluation(**one), evaluation(**one, temperature=1.0)])
+    assert widened(read_run(greedy, "greedy").evaluations) == [], "one sample covers nothing"
+    assert "The last plot" not in build_report([greedy], tmp_path / "greedy.html").read_text()
     single = write_run(tmp_path / "single", [evaluation()])
     assert widened(read_run(single, "single").evaluations) == []
     with pytest.raises(ValueError, match="no evaluation of one label at several initial noises or temperatures"):

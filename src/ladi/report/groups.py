@@ -90,14 +90,20 @@ def sweeps(evaluations: Sequence[Evaluation], setting: str) -> list[list[Evaluat
     return [[points[x] for x in sorted(points)] for points in groups.values() if len(points) > 1]
 
 
+def numbered(evaluations: Sequence[Evaluation]) -> dict[str, int]:
+    """The number of each label, in the order in which they come: its colour."""
+    return {label: index for index, label in enumerate(dict.fromkeys(e.label for e in evaluations))}
+
+
 WIDENING = ("initial_noise", "temperature")
 """The settings that make a model's samples more diverse: a latent reasoner's and a token model's."""
 
 
 def widened(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
     """Sweeps over a setting of `WIDENING`, with its name, and for comparison the other models' single evaluations, with
-    no name; nothing where there is no sweep.
+    no name; nothing where there is no sweep. Of evaluations at several k.
     """
+    evaluations = [e for e in evaluations if len(e.pass_at) > 1]
     found = [(name, group) for name in WIDENING for group in sweeps(evaluations, name)]
     swept = {(e.label, e.task, e.split) for _, group in found for e in group}
     others = [e for e in main_evaluations(evaluations) if (e.label, e.task, e.split) not in swept]

@@ -2,18 +2,20 @@
 
 import html
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ladi.report import plots, sections
 from ladi.report.data import read_runs
-from ladi.report.groups import by_task, curves, widened
+from ladi.report.groups import by_task, curves, numbered, widened
 
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 COLORS = STYLE[: STYLE.index("* {")]
 """The variables of the style sheet alone, for light and dark."""
 
 Shown = Literal["pass_at_k", "coverage"]
+"""What `write_figure` can draw."""
 
 
 def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi report") -> Path:
@@ -24,8 +26,7 @@ def build_report(run_dirs: Sequence[Path], out_path: Path, title: str = "ladi re
     """
     runs = read_runs(run_dirs)
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
-    labels = list(dict.fromkeys(evaluation.label for evaluation in evaluations))
-    index_of = {label: index for index, label in enumerate(labels)}
+    index_of = numbered(evaluations)
     found = [
         sections.summary_section(evaluations, index_of),
         sections.pass_section(evaluations, index_of),
@@ -63,19 +64,18 @@ def write_figure(run_dirs: Sequence[Path], path: Path, shows: Shown = "pass_at_k
         ValueError: if no run has what is to be shown, or the runs have several tasks or splits.
     """
     evaluations = [evaluation for run in read_runs(run_dirs) for evaluation in run.evaluations]
-    groups = widened(evaluations) if shows == "coverage" else []
-    shown = [group[0] for _, group in groups] if shows == "coverage" else curves(evaluations)
+    if shows == "coverage":
+        groups = widened(evaluations)
+        shown, wanted = [group[0] for _, group in groups], "of one label at several initial noises or temperatures"
+        draw = partial(plots.coverage, groups)
+    else:
+        shown, wanted = curves(evaluations), "at several k"
+        draw = partial(plots.pass_at_k, shown)
     if not shown:
-        wanted = "of one label at several initial noises or temperatures" if shows == "coverage" else "at several k"
         raise ValueError(f"no evaluation {wanted} in {', '.join(map(str, run_dirs))}; `ladi eval --json` writes them")
     if len(tasks := by_task(shown)) > 1:
         raise ValueError(f"one figure holds one task and split, these runs have {'; '.join(tasks)}; name fewer runs")
-    index_of = {label: index for index, label in enumerate(dict.fromkeys(e.label for e in shown))}
-    if shows == "coverage":
-        svg = plots.coverage(groups, index_of, "figure", has_legend=True)
-    else:
-        svg = plots.pass_at_k(shown, index_of, "figure", has_legend=True)
-    head, _, body = svg.partition(">")
+    head, _, body = draw(numbered(shown), "figure", has_legend=True).partition(">")
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{head} {namespaces}><style>\n{COLORS}</style>{body}", encoding="utf-8")

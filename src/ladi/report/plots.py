@@ -150,11 +150,16 @@ def distinct_bars(evaluations: Sequence[Evaluation], index_of: dict[str, int], p
         return to_svg(figure, plot_id, "distinct valid solutions per question")
 
 
+def largest_common_k(evaluations: Sequence[Evaluation]) -> int:
+    """The largest k at which all were evaluated; 1 where there is none."""
+    return max(set.intersection(*({*e.pass_at} for e in evaluations)), default=1)
+
+
 def sweep(
     groups: Sequence[Sequence[Evaluation]], setting: str, xlabel: str, index_of: dict[str, int], plot_id: str
 ) -> str:
     """pass@1 (solid) and pass@k of the largest common k (dashed) against one sampler setting."""
-    largest = max(set.intersection(*({*e.pass_at} for group in groups for e in group)), default=1)
+    largest = largest_common_k([e for group in groups for e in group])
     with mpl.rc_context(RC):
         figure, axes = new_axes()
         for group in groups:
@@ -184,7 +189,7 @@ def coverage(
     """pass@k of the largest common k against pass@1, one line per model through the values, written beside the points,
     of the setting that makes it sample wider.
     """
-    k = max(set.intersection(*({*e.pass_at} for _, group in groups for e in group)), default=1)
+    k = largest_common_k([e for _, group in groups for e in group])
     with mpl.rc_context(RC):
         figure, axes = new_axes()
         for name, group in groups:

@@ -92,7 +92,7 @@ def sweep_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -
         "initial_noise": "scale of the initial noise",
         "temperature": "temperature of the text",
     }
-    figures, shown = [], []
+    figures, shown, last = [], [], ""
     for name, xlabel in axes.items():
         for number, (task, members) in enumerate(by_task(evaluations).items()):
             groups = sweeps(members, name)
@@ -105,13 +105,17 @@ def sweep_section(evaluations: Sequence[Evaluation], index_of: dict[str, int]) -
             drawn = plots.coverage(groups, index_of, f"coverage{number}")
             figures.append(figure(drawn, f"Ever wider sampling: {html.escape(task)}"))
             shown += [evaluation for _, group in groups for evaluation in group]
+            last = (
+                " The last plot sets the two against each other; numbers at the points are the noise or the "
+                "temperature, and of two models the one whose line lies further up and to the right has the better "
+                "choice of both."
+            )
     if not figures:
         return None
     lead = (
         "Each line changes one sampler setting and nothing else: look for where more denoising steps stop "
-        "helping, and for what guidance, noise or temperature costs at one try (solid) and buys over many (dashed). "
-        "The last plot sets the two against each other; numbers at the points are the noise or the temperature, and of "
-        "two models the one whose line lies further up and to the right has the better choice of both."
+        "helping, and for what guidance, noise or temperature costs at one try (solid) and buys over many (dashed)."
+        + last
     )
     body = f"{legend(shown, index_of)}<div class='plots'>{''.join(figures)}</div>"
     return Section("sweeps", "Sampler settings", lead, body)
